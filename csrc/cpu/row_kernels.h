@@ -1,0 +1,98 @@
+// The inner loops of the CPU kernels, compiled once for each CPU capability and picked at run time.
+//
+// row_kernels.inl holds the only source. row_kernels_{portable,avx2,avx512}.cpp compile it under
+// different instruction sets, each in a namespace of its own, so one binary runs everywhere.
+#pragma once
+
+#include <cstdint>
+
+namespace embed_ext::cpu {
+
+// The best instruction set of this machine that the binary has code for.
+enum class Capability { kPortable, kAvx2, kAvx512 };
+Capability capability();
+const char* capability_name(Capability value);
+
+// A lookup: out row i is table row indices[i].
+template <class Index>
+struct GatherTask {
+  char* out;             // [count, row_bytes]
+  const char* table;     // [V, row_bytes], rows table_stride bytes apart
+  const Index* indices;  // [count], all inside the table
+  int64_t count;
+  int64_t row_bytes;
+  int64_t table_stride;
+};
+
+// One token of a batch: the table row that it names and where it stands in the batch.
+template <class Id>
+struct TokenOf {
+  Id row;
+  Id position;
+};
+using Token = TokenOf<uint32_t>;
+using WideToken = TokenOf<int64_t>;  // for 2^32 rows or tokens and more
+
+// Tokens [begin, begin + count) all name one row; their summed gradient over divisor goes to out.
+struct Run {
+  void* out;  // [D]
+  int64_t begin;
+  int64_t count;
+  int64_t divisor;
+};
+
+// out of each run = (sum of its tokens' rows) / divisor, added in token order, in float32 or for
+// double in double, and rounded once.
+template <class TokenT>
+struct SumTask {
+  const Run* runs;
+  int64_t run_count;
+  const TokenT* tokens;
+  const void* rows;     // [N, D] of In, rows row_stride elements apart
+  int64_t row_stride;
+  int64_t width;  // D
+};
+
+#define EMBED_EXT_DECLARE_ROW_KERNELS(ns)        \
+  namespace ns {                                 \
+  template <class Index>                         \
+  void gather_rows(const GatherTask<Index>&);    \
+  template <class In, class Out, class TokenT>   \
+  void sum_runs(const SumTask<TokenT>&);         \
+  }
+EMBED_EXT_DECLARE_ROW_KERNELS(portable)
+#if defined(__x86_64__)
+EMBED_EXT_DECLARE_ROW_KERNELS(avx2)
+EMBED_EXT_DECLARE_ROW_KERNELS(avx512)
+#endif
+#undef EMBED_EXT_DECLARE_ROW_KERNELS
+
+template <class Index>
+void gather_rows(const GatherTask<Index>& task) {
+  switch (capability()) {
+#if defined(__x86_64__)
+    case Capability::kAvx512:
+      return avx512::gather_rows(task);
+    case Capability::kAvx2:
+      return avx2::gather_rows(task);
+#endif
+    default:
+      return portable::gather_rows(task);
+  }
+}
+
+template <class In, class Out, class TokenT>
+void sum_runs(const SumTask<TokenT>& task) {
+  switch (capability()) {
+#if defined(__x86_64__)
+    case Capability::kAvx512:
+      return avx512::sum_runs<In, Out>(task);
+    case Capability::kAvx2:
+      return avx2::sum_runs<In, Out>(task);
+#endif
+    default:
+      return portable::sum_runs<In, Out>(task);
+  }
+}
+
+}  // namespace embed_ext::cpu

@@ -1,0 +1,223 @@
+// Dense gradient by atomic adds: out is filled with zeros, then every token's row is added to it.
+//
+// Atomic adds to one address queue up, so that a row used often would hold up all. A warp therefore
+// takes 32 tokens at a time, brings equal rows together, adds those in registers, and sends one
+// atomic add a distinct row:
+//
+//   lane                 0  1  2  3  4  5  6  7      (8 of the 32 shown)
+//   row of its token     4  9  4  4  1  9  4  7
+//   lanes in row order   0  2  3  6  1  5  4  7      rows in the order of first use: 4 4 4 4 9 9 1
+//   7 atomic adds          4: g0 + g2 + g3 + g6   9: g1 + g5   1: g4   7: g7
+#include <c10/cuda/CUDAException.h>
+
+#include "dense_backward.cuh"
+#include "dispatch.cuh"
+#include "launch_math.h"
+#include "vector.cuh"
+
+namespace embed_ext::cuda {
+namespace {
+
+constexpr unsigned kFullWarp = 0xffffffffu;
+constexpr int kInFlight = 4;  // gradient rows that a lane is waiting for at once
+constexpr int64_t kNoRow = -1;
+
+template <class T, class Index>
+struct ScatterTask {
+  const T* grad;
+  int64_t grad_stride;  // in elements
+  const Index* indices;
+  int64_t num_indices;
+  int64_t padding_idx;
+  T* out;
+  int64_t width;  // of a row, in elements
+};
+
+// Reductions, spelled out, since the compiler makes of atomicAdd() an atomic that returns the old
+// value even where nobody reads it.
+__device__ void reduce(float* target, float value) {
+  asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;"
+               :
+               : "l"(__cvta_generic_to_global(target)), "f"(value)
+               : "memory");
+}
+__device__ void reduce(double* target, double value) {
+  asm volatile("red.relaxed.gpu.global.add.f64 [%0], %1;"
+               :
+               : "l"(__cvta_generic_to_global(target)), "d"(value)
+               : "memory");
+}
+
+// target[0..kCount) += value. Vectors of floats are one transaction where the hardware has it.
+template <class T, int kCount>
+__device__ void atomic_add(T* target, const Packed<T, kCount>& value) {
+  const T* v = value.values;
+#if __CUDA_ARCH__ >= 900
+  constexpr bool kHasVectors = std::is_same_v<T, float>;
+#else
+  constexpr bool kHasVectors = false;
+#endif
+  if constexpr (kHasVectors && kCount == 4) {
+    asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};"
+                 :
+                 : "l"(__cvta_generic_to_global(target)), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3])
+                 : "memory");
+  } else if constexpr (kHasVectors && kCount == 2) {
+    asm volatile("red.relaxed.gpu.global.add.v2.f32 [%0], {%1, %2};"
+                 :
+                 : "l"(__cvta_generic_to_global(target)), "f"(v[0]), "f"(v[1])
+                 : "memory");
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      reduce(target + i, v[i]);
+    }
+  }
+}
+
+// The lane whose token comes this lane's number of places from the start, once tokens of equal rows
+// stand together. All lanes of the warp take part. `order` is the warp's own 32 bytes.
+__device__ int lane_in_row_order(int64_t row, int lane, uint8_t* order) {
+  const unsigned peers = __match_any_sync(kFullWarp, static_cast<unsigned long long>(row));
+  const int leader = __ffs(peers) - 1;
+  const int own = lane == leader ? __popc(peers) : 0;
+  int through = own;  // inclusive sum: tokens of all rows whose leaders come up to this lane
+#pragma unroll
+  for (int distance = 1; distance < kWarpSize; distance *= 2) {
+    const int below = __shfl_up_sync(kFullWarp, through, distance);
+    through += lane >= distance ? below : 0;
+  }
+  const int first = __shfl_sync(kFullWarp, through - own, leader);
+  const int place = first + __popc(peers & ((1u << lane) - 1));
+  order[place] = static_cast<uint8_t>(lane);
+  __syncwarp();
+  return order[lane];
+}
+
+// A warp owns (32 neighbouring tokens, one chunk of the columns). Its lanes first read and order
+// the 32 indices. Then each group of `lanes` lanes walks `lanes` tokens of that order, a lane
+// adding up one vector of kCount columns: a row of 64 bytes occupies 4 lanes, and 8 groups work at
+// once.
+template <class T, int kCount, class Index>
+__global__ void __launch_bounds__(kBlockThreads)
+    scatter_add(ScatterTask<T, Index> task, int lanes, Divider row_chunks, IndexErrors errors) {
+  __shared__ uint8_t orders[kBlockWarps][kWarpSize];
+  const int warp = threadIdx.x / kWarpSize;
+  const int lane = threadIdx.x % kWarpSize;
+  const int lane_in_group = lane & (lanes - 1);
+  const int group_start = lane - lane_in_group;
+  const int64_t item = int64_t{blockIdx.x} * kBlockWarps + warp;
+  const int64_t tile = row_chunks.quotient(item);
+  if (tile >= ceil_div(task.num_indices, kWarpSize)) {
+    return;
+  }
+  const int64_t chunk = item - tile * row_chunks.divisor();
+  const int64_t first_token = tile * kWarpSize;
+  const int64_t column = (chunk * lanes + lane_in_group) * kCount;
+  const bool has_column = column < task.width;
+
+  int64_t row = kNoRow;
+  if (first_token + lane < task.num_indices) {
+    const auto index = static_cast<int64_t>(__ldg(task.indices + first_token + lane));
+    if (!errors.is_good(index)) {
+      if (chunk == 0) {
+        errors.report(index, first_token + lane);
+      }
+    } else if (index != task.padding_idx) {
+      row = index;
+    }
+  }
+  const int ordered_lane = lane_in_row_order(row, lane, orders[warp]);
+  const int64_t ordered_row = __shfl_sync(kFullWarp, row, ordered_lane);
+
+  Packed<T, kCount> sum{};
+  int64_t sum_row = kNoRow;
+  const auto flush = [&] {
+    if (sum_row != kNoRow && has_column) {
+      atomic_add(task.out + sum_row * task.width + column, sum);
+    }
+  };
+  for (int k = 0; k < lanes; k += kInFlight) {
+    int64_t token_row[kInFlight];
+    Packed<T, kCount> value[kInFlight];
+#pragma unroll
+    for (int u = 0; u < kInFlight; ++u) {
+      const int from = group_start + min(k + u, lanes - 1);
+      token_row[u] = __shfl_sync(kFullWarp, ordered_row, from);
+      const int token = __shfl_sync(kFullWarp, ordered_lane, from);
+      if (k + u >= lanes) {
+        token_row[u] = kNoRow;
+      }
+      value[u] = Packed<T, kCount>{};
+      if (token_row[u] != kNoRow && has_column) {
+        value[u] = load<T, kCount>(task.grad + (first_token + token) * task.grad_stride + column);
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < kInFlight; ++u) {
+      if (token_row[u] == sum_row) {
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) {
+          sum.values[i] += value[u].values[i];
+        }
+      } else {
+        flush();
+        sum_row = token_row[u];
+        sum = value[u];
+      }
+    }
+  }
+  flush();
+}
+
+template <class T, int kCount, class Index>
+void launch_scatter(const ScatterTask<T, Index>& task, const IndexErrors& errors,
+                    cudaStream_t stream) {
+  const auto share = lanes_for_row(task.width / kCount);
+  const int64_t items = ceil_div(task.num_indices, kWarpSize) * share.chunks;
+  scatter_add<T, kCount><<<grid_blocks(items, kBlockWarps), kBlockThreads, 0, stream>>>(
+      task, share.lanes, Divider(share.chunks), errors);
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+template <class T, class Index>
+void scatter(const DenseBackwardTask& task, const Index* indices, const IndexErrors& errors,
+             cudaStream_t stream) {
+  const ScatterTask<T, Index> raw{static_cast<const T*>(task.grad.const_data_ptr()),
+                                  task.grad.stride(0),
+                                  indices,
+                                  task.indices.numel(),
+                                  task.padding_idx,
+                                  static_cast<T*>(task.out.mutable_data_ptr()),
+                                  task.grad.size(1)};
+  constexpr int kSize = sizeof(T);
+  const int bytes = vector_bytes({address(raw.grad), address(raw.out),
+                                  static_cast<uint64_t>(raw.grad_stride) * kSize,
+                                  static_cast<uint64_t>(raw.width) * kSize});
+  if (bytes == 16) {
+    launch_scatter<T, 16 / kSize>(raw, errors, stream);
+  } else if (bytes == 8) {
+    launch_scatter<T, 8 / kSize>(raw, errors, stream);
+  } else {
+    launch_scatter<T, 1>(raw, errors, stream);
+  }
+}
+
+}  // namespace
+
+void add_atomically(const DenseBackwardTask& task, const IndexErrors& errors, cudaStream_t stream) {
+  C10_CUDA_CHECK(cudaMemsetAsync(task.out.mutable_data_ptr(), 0, task.out.nbytes(), stream));
+  // The narrow index types are widened once: they cost little beside the rows, and each kernel then
+  // needs two index types, not seven.
+  const auto type = task.indices.scalar_type();
+  const bool wide = type == at::kLong || type == at::kUInt32;
+  const auto indices = task.indices.to(wide ? at::kLong : at::kInt);
+  const auto with_type = [&](auto zero) {
+    using T = decltype(zero);
+    wide ? scatter<T>(task, indices.const_data_ptr<int64_t>(), errors, stream)
+         : scatter<T>(task, indices.const_data_ptr<int32_t>(), errors, stream);
+  };
+  task.grad.scalar_type() == at::kDouble ? with_type(double{}) : with_type(float{});
+}
+
+}  // namespace embed_ext::cuda

@@ -1,0 +1,57 @@
+// From run-time dtypes and widths to template arguments: the one place that lists them.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace embed_ext::cuda {
+
+// Calls f(pointer) with the indices' own type; check_lookup() and check_grad() let no other pass.
+template <class F>
+decltype(auto) with_index_pointer(const at::Tensor& indices, const F& f) {
+  const void* data = indices.const_data_ptr();
+  switch (indices.scalar_type()) {
+    case at::kLong:
+      return f(static_cast<const int64_t*>(data));
+    case at::kInt:
+      return f(static_cast<const int32_t*>(data));
+    case at::kShort:
+      return f(static_cast<const int16_t*>(data));
+    case at::kChar:
+      return f(static_cast<const int8_t*>(data));
+    case at::kByte:
+      return f(static_cast<const uint8_t*>(data));
+    case at::kUInt16:
+      return f(static_cast<const uint16_t*>(data));
+    default:
+      TORCH_INTERNAL_ASSERT(indices.scalar_type() == at::kUInt32);
+      return f(static_cast<const uint32_t*>(data));
+  }
+}
+
+template <class T>
+struct TypeTag {
+  using type = T;
+};
+
+// Calls f(TypeTag<T>) with the CUDA type of a real floating dtype.
+template <class F>
+decltype(auto) with_float_type(at::ScalarType type, const F& f) {
+  switch (type) {
+    case at::kDouble:
+      return f(TypeTag<double>{});
+    case at::kHalf:
+      return f(TypeTag<__half>{});
+    case at::kBFloat16:
+      return f(TypeTag<__nv_bfloat16>{});
+    default:
+      TORCH_INTERNAL_ASSERT(type == at::kFloat);
+      return f(TypeTag<float>{});
+  }
+}
+
+}  // namespace embed_ext::cuda

@@ -1,0 +1,166 @@
+// max_norm on CUDA: shrinks, in place, each row that `indices` names and whose norm is too long.
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include <cmath>
+
+#include "../checks.h"
+#include "dispatch.cuh"
+#include "group_by_row.cuh"
+#include "index_check.cuh"
+#include "launch_math.h"
+#include "vector.cuh"
+
+namespace embed_ext::cuda {
+namespace {
+
+constexpr const char* kOp = "embedding_renorm_";
+constexpr unsigned kFullWarp = 0xffffffffu;
+
+// Keeps the scale finite for a norm of zero; nn.Embedding's value.
+constexpr double kEpsilon = 1e-7;
+
+template <class R>
+struct Complex {
+  R real, imag;
+};
+
+template <class T>
+struct Real {
+  using type = Accumulator<T>;
+};
+template <class R>
+struct Real<Complex<R>> {
+  using type = R;
+};
+
+template <class T>
+__device__ Accumulator<T> magnitude(T value) {
+  return abs(widen(value));
+}
+template <class R>
+__device__ R magnitude(Complex<R> value) {
+  return hypot(value.real, value.imag);
+}
+
+template <class T>
+__device__ T scaled(T value, Accumulator<T> scale) {
+  return narrow<T>(widen(value) * scale);
+}
+template <class R>
+__device__ Complex<R> scaled(Complex<R> value, R scale) {
+  return {value.real * scale, value.imag * scale};
+}
+
+// How a row's elements become its norm: combine(term(|x|)) over the row, then finish().
+template <class R>
+struct Norm {
+  R p;
+
+  __device__ R start() const { return p == -INFINITY ? INFINITY : 0; }
+  __device__ R term(R x) const {
+    if (isinf(p) || p == 1) {
+      return x;
+    }
+    if (p == 2) {
+      return x * x;
+    }
+    return p == 0 ? x != 0 : pow(x, p);
+  }
+  __device__ R combine(R a, R b) const {
+    if (!isinf(p)) {
+      return a + b;
+    }
+    const bool take_a = (p > 0 ? a > b : a < b) || isnan(a);  // NaN wins, as in a sum
+    return take_a ? a : b;
+  }
+  __device__ R finish(R sum) const {
+    if (isinf(p) || p == 0 || p == 1) {
+      return sum;
+    }
+    return p == 2 ? sqrt(sum) : pow(sum, 1 / p);
+  }
+};
+
+// A warp a token, in the order of the sorted rows: the warp with the first token of a row reads the
+// row twice, once for the norm and, if that is too long, once to scale it; all others leave.
+template <class T, class R = typename Real<T>::type>
+__global__ void __launch_bounds__(kBlockThreads)
+    renorm_rows(T* weight, int64_t row_stride, int64_t column_stride, int64_t width,
+                const uint32_t* row, int64_t num_tokens, int64_t num_rows, Norm<R> norm,
+                double max_norm) {
+  const int64_t token = int64_t{blockIdx.x} * kBlockWarps + threadIdx.x / kWarpSize;
+  if (token >= num_tokens || row[token] >= num_rows ||
+      (token > 0 && row[token - 1] == row[token])) {
+    return;
+  }
+  T* values = weight + row[token] * row_stride;
+  const int lane = threadIdx.x % kWarpSize;
+  R sum = norm.start();
+  for (int64_t i = lane; i < width; i += kWarpSize) {
+    sum = norm.combine(sum, norm.term(magnitude(values[i * column_stride])));
+  }
+#pragma unroll
+  for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
+    sum = norm.combine(sum, __shfl_xor_sync(kFullWarp, sum, distance));
+  }
+  const R length = norm.finish(sum);
+  if (length > static_cast<R>(max_norm)) {
+    const R scale = static_cast<R>(max_norm / (static_cast<double>(length) + kEpsilon));
+    for (int64_t i = lane; i < width; i += kWarpSize) {
+      values[i * column_stride] = scaled(values[i * column_stride], scale);
+    }
+  }
+}
+
+// weight [V, D] any strides
+template <class T>
+void launch_renorm(const at::Tensor& weight, const RowGroups& groups, double max_norm,
+                   double norm_type, cudaStream_t stream) {
+  using R = typename Real<T>::type;
+  const int64_t num_tokens = groups.row.numel();
+  renorm_rows<T><<<grid_blocks(num_tokens, kBlockWarps), kBlockThreads, 0, stream>>>(
+      static_cast<T*>(weight.mutable_data_ptr()), weight.stride(0), weight.stride(1),
+      weight.size(1), as_uint32(groups.row), num_tokens, weight.size(0),
+      Norm<R>{static_cast<R>(norm_type)}, max_norm);
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+void renorm(const at::Tensor& weight, const at::Tensor& indices, double max_norm, double norm_type,
+            const IndexErrors& errors, cudaStream_t stream) {
+  const auto groups = group_by_row(indices, /*ignored_row=*/-1, errors, stream);
+  switch (weight.scalar_type()) {
+    case at::kComplexFloat:
+      return launch_renorm<Complex<float>>(weight, groups, max_norm, norm_type, stream);
+    case at::kComplexDouble:
+      return launch_renorm<Complex<double>>(weight, groups, max_norm, norm_type, stream);
+    default:
+      with_float_type(weight.scalar_type(), [&](auto tag) {
+        launch_renorm<typename decltype(tag)::type>(weight, groups, max_norm, norm_type, stream);
+      });
+  }
+}
+
+// weight [V, D] any strides, indices [...]
+void embedding_renorm_(const at::Tensor& weight, const at::Tensor& indices, double max_norm,
+                       double norm_type) {
+  check_renorm(kOp, weight, indices, max_norm, norm_type);
+  const c10::cuda::CUDAGuard device_guard(weight.device());
+  const auto stream = c10::cuda::getCurrentCUDAStream();
+  const auto errors = open_index_check(kOp, indices, weight.size(0));
+  const auto index = indices.contiguous().view(-1);
+  if (index.numel() > 0) {
+    weight.size(1) == 0 ? launch_index_check(index, errors, stream)
+                        : renorm(weight, index, max_norm, norm_type, errors, stream);
+  }
+  close_index_check(indices, stream);
+}
+
+}  // namespace
+}  // namespace embed_ext::cuda
+
+TORCH_LIBRARY_IMPL(embed_ext, CUDA, m) {
+  m.impl("embedding_renorm_", TORCH_FN(embed_ext::cuda::embedding_renorm_));
+}

@@ -1,0 +1,100 @@
+// Sparse gradient on CUDA: one COO entry a token, in token order, padding left out.
+#include <ATen/ATen.h>
+#include <ATen/OpMathType.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include "../checks.h"
+#include "gather_rows.cuh"
+#include "index_check.cuh"
+#include "launch_math.h"
+
+namespace embed_ext::cuda {
+namespace {
+
+constexpr const char* kOp = "embedding_sparse_backward";
+
+// A thread an entry. An entry with a bad index stays, as its number is already settled, but adds
+// nothing: it names row 0, and its source -1 makes the gather write zeros.
+__global__ void __launch_bounds__(kBlockThreads)
+    make_entries(const int64_t* index, const int64_t* token, int64_t num_entries, int64_t* row,
+                 int64_t* source, IndexErrors errors) {
+  const int64_t i = int64_t{blockIdx.x} * kBlockThreads + threadIdx.x;
+  if (i >= num_entries) {
+    return;
+  }
+  const int64_t position = token == nullptr ? i : token[i];
+  const bool good = errors.is_good(index[position]);
+  row[i] = good ? index[position] : 0;
+  source[i] = good ? position : -1;
+  if (!good) {
+    errors.report(index[position], position);
+  }
+}
+
+// grad [N, D], source [nnz] -> [nnz, D]. Always a copy: a gradient that shared memory with
+// grad_output would change when that is next written to, and could not leave a bad index out.
+at::Tensor gather_values(const at::Tensor& grad, const at::Tensor& source, cudaStream_t stream) {
+  const int64_t width = grad.size(1);
+  auto values = at::empty({source.numel(), width}, grad.options());
+  if (values.numel() > 0) {
+    const IndexErrors unreported{nullptr, kOp, grad.size(0)};
+    launch_gather_rows(
+        GatherTask<int64_t>{grad.const_data_ptr(), grad.stride(0), width == 1 ? 1 : grad.stride(1),
+                            source.const_data_ptr<int64_t>(), values.mutable_data_ptr(),
+                            source.numel(), width, static_cast<int64_t>(grad.element_size())},
+        unreported, stream);
+  }
+  return values;
+}
+
+// values [nnz, D], index [nnz]: value i is divided by how often index[i] occurs.
+void divide_by_frequency(at::Tensor& values, const at::Tensor& index) {
+  const auto [unique, inverse, counts] =
+      at::_unique2(index, /*sorted=*/true, /*return_inverse=*/true, /*return_counts=*/true);
+  const auto type = c10::toRealValueType(at::toOpMathType(values.scalar_type()));
+  values.div_(counts.index_select(0, inverse).unsqueeze(1).to(type));
+}
+
+// grad_output [..., D], indices [...] -> sparse [num_weights, D]
+at::Tensor embedding_sparse_backward(const at::Tensor& grad_output, const at::Tensor& indices,
+                                     int64_t num_weights, int64_t padding_idx,
+                                     bool scale_grad_by_freq) {
+  check_grad(kOp, grad_output, indices, num_weights);
+  const c10::cuda::CUDAGuard device_guard(grad_output.device());
+  const auto stream = c10::cuda::getCurrentCUDAStream();
+  const auto errors = open_index_check(kOp, indices, num_weights);
+  const auto index = indices.to(at::kLong).contiguous().view(-1);
+  at::Tensor token;  // undefined: all of them
+  // A padding_idx beyond the table would hide bad indices.
+  if (padding_idx >= 0 && padding_idx < num_weights) {
+    token = index.ne(padding_idx).nonzero().squeeze(1);
+  }
+  const int64_t num_entries = token.defined() ? token.numel() : index.numel();
+  const auto row = at::empty({1, num_entries}, index.options());
+  const auto source = at::empty({num_entries}, index.options());
+  if (num_entries > 0) {
+    make_entries<<<grid_blocks(num_entries, kBlockThreads), kBlockThreads, 0, stream>>>(
+        index.const_data_ptr<int64_t>(),
+        token.defined() ? token.const_data_ptr<int64_t>() : nullptr, num_entries,
+        row.mutable_data_ptr<int64_t>(), source.mutable_data_ptr<int64_t>(), errors);
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+  const int64_t width = grad_output.size(-1);
+  auto values = gather_values(grad_output.reshape({index.numel(), width}), source, stream);
+  if (scale_grad_by_freq) {
+    divide_by_frequency(values, token.defined() ? index.index_select(0, token) : index);
+  }
+  close_index_check(indices, stream);
+  return at::_sparse_coo_tensor_unsafe(row, values, {num_weights, width},
+                                       values.options().layout(at::kSparse));
+}
+
+}  // namespace
+}  // namespace embed_ext::cuda
+
+TORCH_LIBRARY_IMPL(embed_ext, CUDA, m) {
+  m.impl("embedding_sparse_backward", TORCH_FN(embed_ext::cuda::embedding_sparse_backward));
+}

@@ -1,0 +1,36 @@
+// Brings the tokens that use the same row together, without the host waiting for anything.
+//
+//   indices        5  2  5  9  2     V = 6, ignored_row = -1; 9 is bad
+//   row            2  2  5  5  6     6 = V: bad or ignored, always last
+//   position       1  4  0  2  3     stable: within a row, in the order of occurrence
+//   row_offsets    0  0  0  2  2  2  4     row v has the tokens row_offsets[v] to row_offsets[v +
+//   1]
+//
+// All are uint32, which is half the traffic of int64; more rows or tokens are refused.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <cuda_runtime_api.h>
+
+#include "index_errors.cuh"
+
+namespace embed_ext::cuda {
+
+// The tensors are int32, since few of torch's functions know unsigned ones; the kernels see uint32.
+struct RowGroups {
+  at::Tensor row;       // [N]
+  at::Tensor position;  // [N]
+};
+
+// indices [N] contiguous, of any index type, N > 0
+RowGroups group_by_row(const at::Tensor& indices, int64_t ignored_row, const IndexErrors& errors,
+                       cudaStream_t stream);
+
+// [V + 1]
+at::Tensor row_offsets(const RowGroups& groups, int64_t num_rows, cudaStream_t stream);
+
+inline uint32_t* as_uint32(const at::Tensor& tensor) {
+  return static_cast<uint32_t*>(tensor.mutable_data_ptr());
+}
+
+}  // namespace embed_ext::cuda

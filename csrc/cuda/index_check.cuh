@@ -1,0 +1,26 @@
+// How a kernel reports a bad index, and how the host learns of it.
+//
+// A kernel cannot raise, and a device-side assertion would leave the context unusable. So each
+// device has one slot in host memory that kernels can write to: the first bad index is left there,
+// and the host looks into the slot, which costs it one read of its own memory, at the next call.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <cuda_runtime_api.h>
+
+#include "index_errors.cuh"
+
+namespace embed_ext::cuda {
+
+// Opens the call of `op` on the current device: raises what an earlier call left, and, if there are
+// indices [...] but no rows, IndexError at once. What it returns is for the kernels of this call.
+IndexErrors open_index_check(const char* op, const at::Tensor& indices, int64_t num_rows);
+
+// Closes it: in sync mode, waits for `stream` and raises. While a graph is captured nothing can be
+// waited for, so that the error comes as in lazy mode, after a replay.
+void close_index_check(const at::Tensor& indices, cudaStream_t stream);
+
+// Looks at every index and at nothing else, for calls that have no row elements to move.
+void launch_index_check(const at::Tensor& indices, const IndexErrors& errors, cudaStream_t stream);
+
+}  // namespace embed_ext::cuda

@@ -1,0 +1,26 @@
+// The operators of the `embed_ext` namespace. Every kernel elsewhere registers against these lines.
+//
+// Shapes: weight [V, D], indices [...], out and grad_output [..., D].
+// `padding_idx = -1` means "no padding row"; the Python layer resolves negative rows before it calls.
+#include <torch/library.h>
+
+TORCH_LIBRARY(embed_ext, m) {
+  const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
+
+  m.def(
+      "embedding(Tensor weight, Tensor indices, SymInt padding_idx=-1, "
+      "bool scale_grad_by_freq=False, bool sparse=False) -> Tensor",
+      tags);
+  m.def(
+      "embedding_dense_backward(Tensor grad_output, Tensor indices, SymInt num_weights, "
+      "SymInt padding_idx=-1, bool scale_grad_by_freq=False) -> Tensor",
+      tags);
+  m.def(
+      "embedding_sparse_backward(Tensor grad_output, Tensor indices, SymInt num_weights, "
+      "SymInt padding_idx=-1, bool scale_grad_by_freq=False) -> Tensor",
+      tags);
+  m.def(
+      "embedding_renorm_(Tensor(a!) weight, Tensor indices, float max_norm, float norm_type=2.0) "
+      "-> ()",
+      tags);
+}

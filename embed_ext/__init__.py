@@ -1,0 +1,29 @@
+"""A drop-in ``nn.Embedding`` whose cost follows the rows a batch touches.
+
+>>> import torch, embed_ext
+>>> table = embed_ext.Embedding(10, 3)
+>>> table(torch.tensor([[1, 2], [4, 9]])).shape
+torch.Size([2, 2, 3])
+"""
+
+from __future__ import annotations
+
+from embed_ext import _library as _library  # loads the compiled part; everything below needs it
+from embed_ext import functional, reference
+from embed_ext._index_check import check_indices, index_check, set_index_check
+from embed_ext._info import build_info
+from embed_ext._version import __version__
+from embed_ext.function import EmbeddingFunction
+from embed_ext.modules import Embedding
+
+__all__ = [
+    "Embedding",
+    "EmbeddingFunction",
+    "__version__",
+    "build_info",
+    "check_indices",
+    "functional",
+    "index_check",
+    "reference",
+    "set_index_check",
+]

@@ -1,0 +1,138 @@
+"""The lookup as a function, with the signature of ``torch.nn.functional.embedding``."""
+
+from __future__ import annotations
+
+from operator import index
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from embed_ext import _C
+
+__all__ = ["embedding"]
+
+
+def embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    """Look up rows of a table: ``out[..., :] = weight[input[...], :]``.
+
+    Args:
+        input: indices, shape ``(*)``, any shape including empty and 0-D. int64, int32, int16,
+            int8, uint8, uint16 or uint32.
+        weight: the table, shape ``(V, D)``, any strides. Any dtype; floating and complex tables
+            have gradients, and those of bfloat16 and float16 are summed in float32 and rounded
+            once.
+        padding_idx: a row that gets no gradient; negative values count from the end.
+        max_norm: if given, each row that `input` names and whose `norm_type`-norm is larger is
+            first scaled to it, in place, without a gradient.
+        norm_type: the p of that norm.
+        scale_grad_by_freq: divide a row's gradient by the number of times `input` names it.
+        sparse: make the gradient of `weight` a sparse COO tensor, one entry an index, in order.
+
+    Returns:
+        A tensor of shape ``(*, D)`` and the dtype of `weight`.
+
+    Raises:
+        IndexError: an index is negative or not below V. On CUDA see
+            :func:`embed_ext.set_index_check` for when.
+        RuntimeError: `weight` is not 2-D, `input` has another dtype, or they are on two devices.
+        TypeError: an argument is not a tensor.
+        AssertionError: `padding_idx` is not a row of `weight`.
+
+    Example:
+        >>> import torch
+        >>> from embed_ext.functional import embedding
+        >>> weight = torch.tensor([[1.0, 1.5], [2.0, 2.5], [3.0, 3.5]])
+        >>> embedding(torch.tensor([2, 0]), weight)
+        tensor([[3.0000, 3.5000],
+                [1.0000, 1.5000]])
+    """
+    if has_torch_function_variadic(input, weight):
+        return handle_torch_function(
+            embedding,
+            (input, weight),
+            input,
+            weight,
+            padding_idx=padding_idx,
+            max_norm=max_norm,
+            norm_type=norm_type,
+            scale_grad_by_freq=scale_grad_by_freq,
+            sparse=sparse,
+        )
+    if max_norm is not None:
+        # Everything is checked before the table is written to.
+        _check_tensors(weight, input)
+        padding_idx = _resolve_padding_idx(padding_idx, weight)
+        padding_idx = None if padding_idx < 0 else padding_idx
+        # detach() rather than no_grad(), which a trace would not record.
+        torch.ops.embed_ext.embedding_renorm_(weight.detach(), input, max_norm, norm_type)
+    if is_compiling():  # a compiler sees into torch.ops, not into a C function
+        return _lookup(weight, input, padding_idx, scale_grad_by_freq, sparse)
+    return _C.embedding(weight, input, padding_idx, scale_grad_by_freq, sparse)
+
+
+def _check_tensors(weight: object, indices: object) -> None:
+    for name, value in (("input", indices), ("weight", weight)):
+        if not isinstance(value, Tensor):
+            kind = type(value).__name__
+            raise TypeError(f"embedding(): argument '{name}' must be Tensor, not {kind}")
+
+
+def _resolve_padding_idx(padding_idx: int | None, weight: Tensor) -> int:
+    # As _C.embedding does: None is -1 to the op, and negative rows count from the end.
+    if padding_idx is None:
+        return -1
+    padding_idx = index(padding_idx)
+    num_rows = weight.size(0)
+    if padding_idx != 0 and not -num_rows <= padding_idx < num_rows:
+        raise AssertionError(
+            f"Padding_idx must be within num_embeddings: it is {padding_idx} and weight has "
+            f"{num_rows} rows"
+        )
+    return padding_idx + num_rows if padding_idx < 0 else padding_idx
+
+
+def _lookup(
+    weight: Tensor,
+    indices: Tensor,
+    padding_idx: int | None,
+    scale_grad_by_freq: bool,
+    sparse: bool,
+) -> Tensor:
+    return torch.ops.embed_ext.embedding(  # type: ignore[no-any-return]
+        weight, indices, _resolve_padding_idx(padding_idx, weight), scale_grad_by_freq, sparse
+    )
+
+
+def _general_path(
+    weight: Tensor,
+    indices: Tensor,
+    padding_idx: int | None,
+    scale_grad_by_freq: bool,
+    sparse: bool,
+) -> Tensor:
+    # _C.embedding's way out for anything but two plain tensors.
+    if has_torch_function_variadic(indices, weight):
+        return handle_torch_function(
+            embedding,
+            (indices, weight),
+            indices,
+            weight,
+            padding_idx=padding_idx,
+            scale_grad_by_freq=scale_grad_by_freq,
+            sparse=sparse,
+        )
+    _check_tensors(weight, indices)
+    return _lookup(weight, indices, padding_idx, scale_grad_by_freq, sparse)
+
+
+_C.set_general_path(_general_path)

@@ -1,0 +1,93 @@
+"""Run every op once in each of its kernels' ways, small enough for compute-sanitizer.
+
+    compute-sanitizer --tool memcheck python tools/gpu_cases.py
+
+Results are compared with embed_ext.reference on the CPU; the exit status is 1 if one differs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+
+import torch
+
+import embed_ext
+from embed_ext import reference
+
+NUM_ROWS = 37
+WIDTHS = (1, 3, 16, 130, 1024)  # from less than one vector a row to several chunks of one
+NUM_INDICES = (1, 33, 700)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+INDEX_DTYPES = (torch.int64, torch.int32, torch.uint8)
+TOLERANCE = 2e-2  # one rounding of a bfloat16 sum; a wrong row is off by far more
+
+
+def differs(name: str, actual: torch.Tensor, expected: torch.Tensor) -> list[str]:
+    """Return one line if the two disagree."""
+    actual, expected = (x.to_dense() if x.is_sparse else x for x in (actual.cpu(), expected))
+    if torch.allclose(actual.double(), expected.double(), rtol=TOLERANCE, atol=TOLERANCE):
+        return []
+    return [f"{name}: off by {(actual.double() - expected.double()).abs().max():.3g}"]
+
+
+def run_case(width: int, count: int, dtype: torch.dtype, index_dtype: torch.dtype) -> list[str]:
+    """Run forward, both backwards in both modes, and renorm for one combination."""
+    ops = torch.ops.embed_ext
+    name = f"width {width}, {count} indices, {dtype}, {index_dtype}"
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(NUM_ROWS, width, generator=generator).to(dtype)
+    indices = torch.randint(NUM_ROWS, (count,), generator=generator).to(index_dtype)
+    indices[: count // 2] = 5  # a row that many indices share
+    grad = torch.randn(count, width, generator=generator).to(dtype)
+    on_gpu = [tensor.cuda() for tensor in (weight, indices, grad)]
+
+    found = differs(
+        f"embedding: {name}",
+        ops.embedding(on_gpu[0], on_gpu[1]),
+        reference.embedding(weight, indices),
+    )
+    for deterministic, scale in itertools.product((False, True), repeat=2):
+        torch.use_deterministic_algorithms(deterministic)
+        for op in ("embedding_dense_backward", "embedding_sparse_backward"):
+            found += differs(
+                f"{op}: {name}, deterministic={deterministic}, scale_grad_by_freq={scale}",
+                getattr(ops, op)(on_gpu[2], on_gpu[1], NUM_ROWS, 3, scale),
+                getattr(reference, op)(grad, indices, NUM_ROWS, 3, scale),
+            )
+    torch.use_deterministic_algorithms(False)
+    ops.embedding_renorm_(on_gpu[0], on_gpu[1], 0.5, 2.0)
+    reference.embedding_renorm_(weight, indices, 0.5, 2.0)
+    return found + differs(f"embedding_renorm_: {name}", on_gpu[0], weight)
+
+
+def bad_index_is_reported() -> list[str]:
+    """A bad index must raise, and leave a device that still works."""
+    weight = torch.randn(NUM_ROWS, 16, device="cuda")
+    bad = torch.tensor([1, NUM_ROWS, -1], device="cuda")
+    embed_ext.set_index_check("sync")
+    try:
+        torch.ops.embed_ext.embedding(weight, bad)
+    except IndexError:
+        pass
+    else:
+        return ["a bad index raised nothing"]
+    finally:
+        embed_ext.set_index_check("lazy")
+    return differs("after a bad index", weight + 0, weight.cpu())
+
+
+def main() -> int:
+    if not torch.cuda.is_available():
+        raise SystemExit("tools/gpu_cases.py needs a CUDA device")
+    cases = list(itertools.product(WIDTHS, NUM_INDICES, DTYPES, INDEX_DTYPES))
+    problems = [line for case in cases for line in run_case(*case)]
+    problems += bad_index_is_reported()
+    torch.cuda.synchronize()
+    print("\n".join(problems))
+    print(f"{len(cases)} cases on {torch.cuda.get_device_name()}, {len(problems)} differ")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
