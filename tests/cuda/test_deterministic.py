@@ -1,0 +1,104 @@
+"""The dense backward by segments: exact where sums are, the same on every run, rounded once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.common import REAL_DTYPES, assert_same_bits, make_indices, make_table
+from tests.cuda.common import WIDTHS, deterministic, needs_cuda, row_sums, whole_numbers
+
+pytestmark = needs_cuda
+
+ops = torch.ops.embed_ext
+
+# How often a row occurs: around the chunk of 64 tokens and the block of 64 chunks.
+COUNTS = (0, 1, 2, 3, 63, 64, 65, 127, 128, 129, 191, 4095, 4096, 4097, 8191, 8192, 8200, 20_000)
+
+
+def shuffled(indices: Tensor) -> Tensor:
+    return indices[torch.randperm(len(indices), generator=torch.Generator().manual_seed(0))]
+
+
+def indices_by_counts(lead: int) -> Tensor:
+    """Row r + 1 COUNTS[r] times; row 0 `lead` times, which moves where the chunks are cut."""
+    counts = torch.tensor((lead, *COUNTS))
+    return shuffled(torch.repeat_interleave(torch.arange(len(counts)), counts))
+
+
+@pytest.mark.parametrize("lead", [0, 1, 63, 4000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_every_length_of_segment(dtype: torch.dtype, lead: int) -> None:
+    indices = indices_by_counts(lead).cuda()
+    grad = whole_numbers((len(indices), 5), dtype).cuda()
+    num_rows = len(COUNTS) + 10
+    with deterministic(True):
+        actual = ops.embedding_dense_backward(grad, indices, num_rows)
+    assert torch.equal(actual.double(), row_sums(grad, indices, num_rows))
+
+
+@pytest.mark.parametrize("is_deterministic", [False, True])
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("dtype", REAL_DTYPES, ids=str)
+def test_every_width(dtype: torch.dtype, width: int, is_deterministic: bool) -> None:
+    """float16 and bfloat16 hold every whole number that occurs here."""
+    num_rows = 301
+    indices = make_indices((900,), num_rows).cuda()
+    indices[100:120] = 17
+    grad = whole_numbers((len(indices), width), dtype).cuda()
+    with deterministic(is_deterministic):
+        actual = ops.embedding_dense_backward(grad, indices, num_rows, 3)
+    expected = row_sums(grad, indices, num_rows)
+    expected[3] = 0
+    assert torch.equal(actual.double(), expected)
+
+
+@pytest.mark.parametrize("is_deterministic", [False, True])
+def test_rows_of_a_wider_gradient(is_deterministic: bool) -> None:
+    """grad_output that starts off a vector's boundary, its rows further apart than long."""
+    wide = whole_numbers((500, 70), torch.float32).cuda()
+    indices = make_indices((500,), 40).cuda()
+    for grad in (wide[:, 1:65], wide[:, 2:66], wide[:, 4:68], wide[:, ::2], wide[:, :1]):
+        with deterministic(is_deterministic):
+            actual = ops.embedding_dense_backward(grad, indices, 40)
+        assert torch.equal(actual.double(), row_sums(grad, indices, 40))
+
+
+@pytest.mark.parametrize("dtype", REAL_DTYPES, ids=str)
+def test_same_bits_on_every_run(dtype: torch.dtype) -> None:
+    indices = torch.cat([make_indices((20_000,), 3000), indices_by_counts(5)]).cuda()
+    grad = make_table(len(indices), 64, dtype, "cuda")
+    with deterministic(True):
+        first = ops.embedding_dense_backward(grad, indices, 3000)
+        for _ in range(5):
+            assert_same_bits(ops.embedding_dense_backward(grad, indices, 3000), first)
+
+
+@pytest.mark.parametrize("scale", [False, True])
+@pytest.mark.parametrize("dtype", REAL_DTYPES, ids=str)
+def test_error_against_float64(dtype: torch.dtype, scale: bool) -> None:
+    """One rounding to the dtype, beside what adding in float32 (float64 for itself) costs."""
+    indices = indices_by_counts(5).cuda()
+    num_rows = len(COUNTS) + 1
+    grad = make_table(len(indices), 64, dtype, "cuda")
+    with deterministic(True):
+        actual = ops.embedding_dense_backward(grad, indices, num_rows, -1, scale).double()
+    exact = row_sums(grad, indices, num_rows)
+    magnitude = row_sums(grad.abs(), indices, num_rows)
+    counts = torch.bincount(indices, minlength=num_rows).clamp(min=1)[:, None]
+    if scale:
+        exact, magnitude = exact / counts, magnitude / counts
+    adding = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    # At most about 6 * 64 additions lie between any one term and the sum of 20,000.
+    bound = torch.finfo(dtype).eps * exact.abs() + 400 * adding * magnitude
+    assert (actual - exact).abs().le(bound).all()
+
+
+def test_low_precision_sums_do_not_stall() -> None:
+    """100,000 ones: a bfloat16 running sum would stop at 256."""
+    grad = torch.ones(100_000, 8, dtype=torch.bfloat16, device="cuda")
+    indices = torch.zeros(100_000, dtype=torch.int64, device="cuda")
+    actual = ops.embedding_dense_backward(grad, indices, 2)
+    expected = torch.tensor([100_000.0, 0.0], device="cuda").bfloat16()
+    assert torch.equal(actual, expected[:, None].expand(2, 8))

@@ -1,0 +1,278 @@
+"""Derivatives of every order and mode, checked against finite differences in double precision.
+
+Two options make the *declared* gradient differ from the derivative of the forward, in nn.Embedding
+as here: padding_idx (the row is read but gets no gradient) and scale_grad_by_freq. For these the
+forward's gradient cannot be checked numerically; the backward op, which is linear in grad_output
+with both options, can, and so can the double backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+
+import embed_ext
+from embed_ext import EmbeddingFunction, reference
+from tests.common import assert_close, make_indices, make_table
+
+ops = torch.ops.embed_ext
+
+DTYPES = (torch.float64, torch.complex128)
+OPTIONS = ((-1, False), (2, False), (-1, True), (2, True))  # padding_idx, scale_grad_by_freq
+ROWS, WIDTH = 5, 3
+
+
+def through_functional(
+    weight: Tensor,
+    indices: Tensor,
+    padding_idx: int = -1,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    """functional.embedding in the ops' order, where a padding of -1 is none."""
+    padding = None if padding_idx < 0 else padding_idx
+    return embed_ext.functional.embedding(
+        indices, weight, padding, scale_grad_by_freq=scale_grad_by_freq, sparse=sparse
+    )
+
+
+def through_autograd_function(
+    weight: Tensor,
+    indices: Tensor,
+    padding_idx: int = -1,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    """EmbeddingFunction, whose apply takes no keywords."""
+    return EmbeddingFunction.apply(  # type: ignore[no-any-return]
+        weight, indices, padding_idx, scale_grad_by_freq, sparse
+    )
+
+
+LOOKUPS: dict[str, Callable[..., Tensor]] = {
+    "op": ops.embedding,
+    "functional": through_functional,
+    "EmbeddingFunction": through_autograd_function,
+}
+
+
+class Densify(torch.autograd.Function):
+    """The identity; its gradient is dense, since gradcheck takes no sparse one of a dense input."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:  # type: ignore[override]
+        """weight [V, D] -> a copy."""
+        return weight.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        """grad [V, D], sparse -> dense."""
+        return grad.to_dense()
+
+
+every_lookup = pytest.mark.parametrize("lookup", LOOKUPS)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+every_option = pytest.mark.parametrize(("padding_idx", "scale"), OPTIONS)
+
+
+def make_weight(device: str, dtype: torch.dtype = torch.float64) -> Tensor:
+    """A table [ROWS, WIDTH] that wants a gradient."""
+    return make_table(ROWS, WIDTH, dtype, device).requires_grad_()
+
+
+def make_tokens(device: str) -> Tensor:
+    """Indices [2, 3] with a row used twice, the padding row 2 among them, and row 4 unused."""
+    return torch.tensor([[0, 2, 1], [1, 3, 2]], device=device)
+
+
+def make_grad(device: str, dtype: torch.dtype) -> Tensor:
+    """grad_output [2, 3, WIDTH] that wants a gradient itself."""
+    return make_table(6, WIDTH, dtype, device, seed=2).view(2, 3, WIDTH).requires_grad_()
+
+
+EVERY_MODE: dict[str, Any] = {
+    "check_forward_ad": True,
+    "check_batched_grad": True,
+    "check_batched_forward_grad": True,
+}
+
+
+@every_lookup
+@every_dtype
+def test_lookup(device: str, lookup: str, dtype: torch.dtype) -> None:
+    """Backward, forward mode, and both under vmap."""
+    indices = make_tokens(device)
+    weight = make_weight(device, dtype)
+    assert gradcheck(lambda w: LOOKUPS[lookup](w, indices), (weight,), **EVERY_MODE)
+
+
+@every_lookup
+@pytest.mark.parametrize("shape", [(), (0,), (0, 2), (1, 1, 4)], ids=str)
+def test_lookup_of_every_shape(device: str, lookup: str, shape: tuple[int, ...]) -> None:
+    indices = make_indices(shape, ROWS, device=device)
+    weight = make_weight(device)
+    assert gradcheck(lambda w: LOOKUPS[lookup](w, indices), (weight,), **EVERY_MODE)
+
+
+@every_option
+@every_dtype
+def test_dense_backward(device: str, dtype: torch.dtype, padding_idx: int, scale: bool) -> None:
+    indices = make_tokens(device)
+    backward = ops.embedding_dense_backward
+    assert gradcheck(
+        lambda g: backward(g, indices, ROWS, padding_idx, scale),
+        (make_grad(device, dtype),),
+        **EVERY_MODE,
+    )
+
+
+@every_option
+@every_dtype
+def test_sparse_backward(device: str, dtype: torch.dtype, padding_idx: int, scale: bool) -> None:
+    """Seen through to_dense: finite differences of a sparse tensor do not exist."""
+    indices = make_tokens(device)
+    backward = ops.embedding_sparse_backward
+    assert gradcheck(
+        lambda g: backward(g, indices, ROWS, padding_idx, scale).to_dense(masked_grad=False),
+        (make_grad(device, dtype),),
+    )
+
+
+def test_sparse_backward_has_no_forward_mode(device: str) -> None:
+    """torch keeps no tangent of a sparse tensor; torch's own op raises the same type."""
+    indices = make_tokens(device)
+    grad = make_grad(device, torch.float64)
+    aten = torch.ops.aten.embedding_sparse_backward
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(grad, torch.ones_like(grad))
+        with pytest.raises(NotImplementedError, match="forward AD"):
+            aten(dual, indices, ROWS, -1, False)
+        with pytest.raises(NotImplementedError, match="embedding_sparse_backward"):
+            ops.embedding_sparse_backward(dual, indices, ROWS)
+
+
+@every_lookup
+@every_dtype
+def test_sparse_gradient_of_the_lookup(device: str, lookup: str, dtype: torch.dtype) -> None:
+    indices = make_tokens(device)
+    weight = make_weight(device, dtype)
+    assert gradcheck(lambda w: LOOKUPS[lookup](Densify.apply(w), indices, sparse=True), (weight,))
+
+
+@every_lookup
+@every_option
+@every_dtype
+def test_double_backward_of_the_lookup(
+    device: str, lookup: str, dtype: torch.dtype, padding_idx: int, scale: bool
+) -> None:
+    """With scale_grad_by_freq too: the declared gradient is differentiated as it is."""
+    indices = make_tokens(device)
+    assert gradgradcheck(
+        lambda w: LOOKUPS[lookup](w, indices, padding_idx, scale),
+        (make_weight(device, dtype),),
+        (make_grad(device, dtype),),
+        check_batched_grad=True,
+    )
+
+
+@every_lookup
+@pytest.mark.parametrize("padding_idx", [-1, 2])
+def test_forward_over_reverse(device: str, lookup: str, padding_idx: int) -> None:
+    indices = make_tokens(device)
+    assert gradgradcheck(
+        lambda w: LOOKUPS[lookup](w, indices, padding_idx),
+        (make_weight(device),),
+        (make_grad(device, torch.float64),),
+        check_fwd_over_rev=True,
+    )
+
+
+@every_option
+@every_dtype
+def test_double_backward_of_the_dense_backward(
+    device: str, dtype: torch.dtype, padding_idx: int, scale: bool
+) -> None:
+    indices = make_tokens(device)
+    backward = ops.embedding_dense_backward
+    assert gradgradcheck(
+        lambda g: backward(g, indices, ROWS, padding_idx, scale),
+        (make_grad(device, dtype),),
+        check_fwd_over_rev=True,
+        check_batched_grad=True,
+    )
+
+
+def test_torch_ignores_the_scale_in_its_double_backward(device: str) -> None:
+    """Where the two differ: with scale_grad_by_freq torch's double backward leaves the scale out.
+
+    Rows 1 and 2 occur twice, so that the derivative of their summed gradient is a half; torch
+    says one. Should torch change, the drop-in's difference is to be looked at again.
+    """
+    indices = make_tokens(device)
+    weight = make_weight(device)
+    ours, theirs = [], []
+    for results, embedding in ((ours, embed_ext.functional.embedding), (theirs, F.embedding)):
+        grad = make_grad(device, torch.float64)
+        out = embedding(indices, weight, scale_grad_by_freq=True)
+        (grad_weight,) = torch.autograd.grad(out, weight, grad, create_graph=True)
+        results.append(torch.autograd.grad(grad_weight.sum(), grad)[0][..., 0])
+    half = torch.tensor([[1, 0.5, 0.5], [0.5, 1, 0.5]], dtype=torch.float64, device=device)
+    assert_close(ours[0], half)
+    assert_close(theirs[0], torch.ones_like(half))
+
+
+@every_lookup
+@pytest.mark.parametrize("padding_idx", [-1, 2])
+def test_third_order(device: str, lookup: str, padding_idx: int) -> None:
+    """d3/dw3 of sum(lookup(w) ** 4), by three backwards; F.embedding and theory agree."""
+    indices = make_tokens(device)
+
+    def third(embedding: Callable[[Tensor], Tensor]) -> Tensor:
+        weight = make_weight(device)
+        result = embedding(weight).pow(4).sum()
+        for _ in range(3):
+            (result_grad,) = torch.autograd.grad(result.sum(), weight, create_graph=True)
+            result = result_grad
+        return result.detach()
+
+    ours = third(lambda w: LOOKUPS[lookup](w, indices, padding_idx))
+    padding = None if padding_idx < 0 else padding_idx
+    assert_close(ours, third(lambda w: F.embedding(indices, w, padding)))
+    counts = torch.bincount(indices.flatten(), minlength=ROWS).double().unsqueeze(1)
+    if padding_idx >= 0:
+        counts[padding_idx] = 0
+    assert_close(ours, 24 * counts * make_weight(device).detach())
+
+
+@pytest.mark.parametrize("padding_idx", [-1, 2])
+def test_sparse_double_backward(device: str, padding_idx: int) -> None:
+    """A gradient of the sparse gradient, itself sparse or dense, is a lookup without padding."""
+    indices = make_tokens(device)
+    upstream = make_table(ROWS, WIDTH, torch.float64, device, seed=5)
+    expected = reference.embedding(upstream, indices)
+    expected[indices == padding_idx] = 0
+    for grad in (upstream, upstream.to_sparse(1)):
+        grad_output = make_grad(device, torch.float64)
+        out = ops.embedding_sparse_backward(grad_output, indices, ROWS, padding_idx)
+        (actual,) = torch.autograd.grad(out, grad_output, grad)
+        assert_close(actual, expected)
+
+
+@every_lookup
+def test_tangent_of_the_padding_row(device: str, lookup: str) -> None:
+    """Forward mode follows the forward, which reads the padding row; as in torch."""
+    weight, tangent = make_weight(device), make_table(ROWS, WIDTH, torch.float64, device, seed=4)
+    indices = make_tokens(device)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(weight, tangent)
+        ours = forward_ad.unpack_dual(LOOKUPS[lookup](dual, indices, 2)).tangent
+        theirs = forward_ad.unpack_dual(F.embedding(indices, dual, 2)).tangent
+    assert ours is not None and theirs is not None
+    assert_close(ours, theirs)
+    assert_close(ours, tangent[indices])

@@ -1,0 +1,121 @@
+"""The same bits from every number of threads and every instruction set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.common import REAL_DTYPES, assert_same_bits, make_indices, make_table, run_python
+
+ops = torch.ops.embed_ext
+
+# Large enough to be split among threads; two rows are hot enough to be summed in chunks.
+TOKENS, ROWS, WIDTH = 12_000, 3000, 33
+
+
+@pytest.fixture
+def restore_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def tokens() -> Tensor:
+    """Indices [TOKENS], a third of them on two rows."""
+    indices = make_indices((TOKENS,), ROWS)
+    indices[::6] = 7
+    indices[1::6] = 2999
+    return indices
+
+
+def renormed(weight: Tensor, indices: Tensor) -> Tensor:
+    """A renormed copy of weight [V, D]."""
+    copy = weight.clone()
+    ops.embedding_renorm_(copy, indices, 2.0, 3.0)
+    return copy
+
+
+COMPUTATIONS: dict[str, Callable[[torch.dtype], Tensor]] = {
+    "embedding": lambda dtype: ops.embedding(make_table(ROWS, WIDTH, dtype), tokens()),
+    "strided embedding": lambda dtype: ops.embedding(make_table(WIDTH, ROWS, dtype).t(), tokens()),
+    "dense backward": lambda dtype: ops.embedding_dense_backward(
+        make_table(TOKENS, WIDTH, dtype), tokens(), ROWS, 5
+    ),
+    "scaled dense backward": lambda dtype: ops.embedding_dense_backward(
+        make_table(TOKENS, WIDTH, dtype), tokens(), ROWS, -1, True
+    ),
+    "sparse backward": lambda dtype: ops.embedding_sparse_backward(
+        make_table(TOKENS, WIDTH, dtype), tokens(), ROWS, 7, True
+    )._values(),
+    "renorm": lambda dtype: renormed(make_table(ROWS, WIDTH, dtype), tokens()),
+}
+
+
+@pytest.mark.usefixtures("restore_threads")
+@pytest.mark.parametrize("dtype", REAL_DTYPES, ids=str)
+@pytest.mark.parametrize("name", COMPUTATIONS)
+def test_every_number_of_threads(name: str, dtype: torch.dtype) -> None:
+    torch.set_num_threads(1)
+    expected = COMPUTATIONS[name](dtype)
+    for threads in (2, 3):
+        torch.set_num_threads(threads)
+        assert_same_bits(COMPUTATIONS[name](dtype), expected)
+
+
+# The package may be installed elsewhere; the tests are here.
+DIGEST = f"""
+import hashlib, math, sys, torch, embed_ext
+from embed_ext import _C
+sys.path.append({str(Path(__file__).resolve().parents[2])!r})
+from tests.common import GRAD_DTYPES, bits, make_indices, make_table
+
+ops, digest = torch.ops.embed_ext, hashlib.sha256()
+for dtype in GRAD_DTYPES:
+    for width in (1, 7, 8, 16, 33, 600):
+        indices = make_indices((2000,), 40)
+        indices[::2] = 3
+        weight, grad = make_table(40, width, dtype), make_table(2000, width, dtype, seed=2)
+        weight[1] = grad[2] = math.nan
+        weight[4] = grad[5] = math.inf
+        grad[11] = torch.finfo(dtype).tiny / 4
+        for out in (
+            ops.embedding(weight, indices),
+            ops.embedding_dense_backward(grad, indices, 40, 7),
+            ops.embedding_dense_backward(grad, indices, 40, -1, True),
+        ):
+            digest.update(bits(out).numpy().tobytes())
+print(_C.cpu_capability(), digest.hexdigest())
+"""
+
+CAPABILITIES = ("portable", "avx2", "avx512")
+
+
+@pytest.fixture(scope="module")
+def portable_digest() -> str:
+    """What the code that every machine can run computes."""
+    result = run_python(DIGEST, EMBED_EXT_CPU_CAPABILITY="portable")
+    assert result.returncode == 0, result.stderr
+    name, digest = result.stdout.split()
+    assert name == "portable"
+    return digest
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES[1:])
+def test_every_instruction_set(capability: str, portable_digest: str) -> None:
+    """Denormals, NaNs, infinities and every dtype included."""
+    result = run_python(DIGEST, EMBED_EXT_CPU_CAPABILITY=capability)
+    if "this machine supports at most" in result.stderr:
+        pytest.skip(f"this machine's CPU has no {capability}")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == [capability, portable_digest]
+
+
+def test_unknown_instruction_set() -> None:
+    result = run_python(DIGEST, EMBED_EXT_CPU_CAPABILITY="sse9")
+    assert result.returncode == 1
+    assert "RuntimeError: EMBED_EXT_CPU_CAPABILITY: expected portable, avx2" in result.stderr
+    assert "but got sse9" in result.stderr
