@@ -1,0 +1,129 @@
+"""Growth of peak memory over a few calls, measured in a fresh process.
+
+A process keeps what it once had, so one process can measure one provider only. On the CPU the
+figure is the peak resident size less the resident size once the table, the indices and
+grad_output are in place; on CUDA it is the peak of allocated memory over the same moment.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from benchmarks.cases import Case, make_data
+from benchmarks.environment import ROOT
+from benchmarks.modes import MODES, Mode, make_call
+from benchmarks.providers import Provider, get_provider
+
+CALLS = 3
+TIMEOUT_SECONDS = 600
+
+
+def measure_memory(
+    case: Case, provider: str, mode: str, *, threads: int, device: str, seed: int
+) -> int:
+    """Bytes by which peak memory grows, in a process of its own; RuntimeError if that fails."""
+    job = {
+        "case": asdict(case),
+        "provider": provider,
+        "mode": mode,
+        "threads": threads,
+        "device": device,
+        "seed": seed,
+    }
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.memory", json.dumps(job)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"memory not measured in {TIMEOUT_SECONDS} seconds") from None
+    if done.returncode != 0:
+        last_line = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise RuntimeError(f"memory not measured: {last_line}")
+    return int(done.stdout)
+
+
+def _peak_growth(case: Case, provider: Provider, mode: Mode, device: str, seed: int) -> int:
+    # A first call on a table of one row loads libraries and starts threads.
+    small = Case(1, 1, 1, "uniform", case.dtype, case.index_dtype)
+    _run(small, provider, mode, device, seed, calls=1)
+    data = make_data(case, batches=CALLS, device=device, seed=seed)
+    lookup = provider.build(data.weight, case.padding_idx)
+    call = make_call(lookup, mode, data.grad_output)
+    with torch.set_grad_enabled(mode.grad):
+        if provider.compiles:
+            call(data.batches[0])
+        baseline = _resident_bytes(device)
+        _reset_peak(device)
+        for indices in data.batches:
+            call(indices)
+    return max(0, _peak_bytes(device) - baseline)
+
+
+def _run(case: Case, provider: Provider, mode: Mode, device: str, seed: int, calls: int) -> None:
+    data = make_data(case, batches=calls, device=device, seed=seed)
+    call = make_call(provider.build(data.weight, case.padding_idx), mode, data.grad_output)
+    with torch.set_grad_enabled(mode.grad):
+        for indices in data.batches:
+            call(indices)
+
+
+def _resident_bytes(device: str) -> int:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+        return torch.cuda.memory_allocated()
+    return _status_bytes("VmRSS") or _max_resident_bytes()
+
+
+def _reset_peak(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the peak resident size
+    except OSError:
+        # Not Linux, or not allowed: the peak then includes the set-up, and growth is a floor.
+        return
+
+
+def _peak_bytes(device: str) -> int:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated()
+    return _status_bytes("VmHWM") or _max_resident_bytes()
+
+
+def _status_bytes(name: str) -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(ln.split()[1]) * 1024 for ln in lines if ln.startswith(f"{name}:")), None)
+
+
+def _max_resident_bytes() -> int:
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def main() -> None:
+    job = json.loads(sys.argv[1])
+    torch.set_num_threads(job["threads"])
+    provider, mode = get_provider(job["provider"]), MODES[job["mode"]]
+    growth = _peak_growth(Case(**job["case"]), provider, mode, job["device"], job["seed"])
+    print(growth)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Named sets of cases."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from benchmarks.cases import Case
+
+MAX_OUTPUT_BYTES = 512 * 2**20
+LOW_PRECISION = "bfloat16"
+
+
+@dataclass(frozen=True)
+class Suite:
+    name: str
+    description: str
+    cases: tuple[Case, ...]
+
+
+def _tiny() -> Iterable[Case]:
+    yield Case(10, 100, 2)
+    yield Case(10, 3, 4)
+
+
+def _quick() -> Iterable[Case]:
+    yield from _tiny()
+    yield Case(100, 100, 256)
+    yield Case(100_000, 128, 4096)
+    yield Case(100_000, 128, 4096, "zipf")
+    yield Case(1_000_000, 64, 4096)
+    yield Case(50_257, 768, 2048, "zipf")
+    yield Case(50_257, 768, 2048, "zipf", LOW_PRECISION)
+    yield Case(32_000, 512, 8192, "half-padding")
+
+
+def _cpu() -> Iterable[Case]:
+    tables = [
+        (100, 100),
+        (100_000, 128),
+        (32_000, 512),
+        (1_000_000, 16),
+        (1_000_000, 64),
+        (50_257, 768),
+        (32_000, 4096),
+        (128_256, 1024),
+    ]
+    for table in tables:
+        for tokens in (1, 16, 256, 4096, 32_768, 262_144):
+            yield Case(*table, tokens)
+        for tokens in (4096, 32_768, 262_144):
+            yield Case(*table, tokens, "zipf")
+        for distribution in ("all-same", "sorted", "half-padding"):
+            yield Case(*table, 32_768, distribution)
+        for tokens, distribution in ((16, "uniform"), (4096, "uniform"), (32_768, "zipf")):
+            yield Case(*table, tokens, distribution, LOW_PRECISION)
+
+
+def _scaling() -> Iterable[Case]:
+    for num_embeddings in (1000, 10_000, 100_000, 1_000_000, 4_000_000):
+        yield Case(num_embeddings, 64, 4096)
+    for tokens in (1, 16, 256, 4096, 32_768, 262_144):
+        yield Case(1_000_000, 64, tokens)
+
+
+def _llm() -> Iterable[Case]:
+    for table in ((50_257, 768), (32_000, 4096), (128_256, 2048)):
+        for tokens in (1, 2048, 16_384):
+            for dtype in ("float32", LOW_PRECISION):
+                yield Case(*table, tokens, "zipf", dtype)
+
+
+def _recsys() -> Iterable[Case]:
+    for table in ((100_000, 128), (1_000_000, 64), (10_000_000, 16)):
+        for tokens in (4096, 65_536, 262_144):
+            for distribution in ("uniform", "zipf"):
+                yield Case(*table, tokens, distribution)
+
+
+def _suite(name: str, description: str, cases: Iterable[Case]) -> Suite:
+    unique = dict.fromkeys(case for case in cases if case.output_bytes <= MAX_OUTPUT_BYTES)
+    return Suite(name, description, tuple(unique))
+
+
+SUITES = {
+    suite.name: suite
+    for suite in (
+        _suite("tiny", "two calls whose cost is overhead alone; seconds", _tiny()),
+        _suite("quick", "one case of each kind; a minute or two", _quick()),
+        _suite("cpu", "the whole grid of tables, tokens and distributions; long", _cpu()),
+        _suite("scaling", "cost against table size, tokens and threads", _scaling()),
+        _suite("llm", "vocabularies of language models, Zipf tokens", _llm()),
+        _suite("recsys", "tall tables of recommenders, large batches", _recsys()),
+    )
+}
+
+
+def select_cases(
+    suite: str,
+    *,
+    patterns: Sequence[str] = (),
+    dtypes: Sequence[str] = (),
+    index_dtype: str = "int64",
+) -> list[Case]:
+    """The suite's cases whose names match any of the patterns, in each of the dtypes.
+
+    A pattern is a part of a name, such as ``zipf``, or a glob, such as ``100000x*/4096/*``.
+    ``dtypes`` replaces the dtypes that the suite asks for.
+    """
+    cases = [replace(case, index_dtype=index_dtype) for case in SUITES[suite].cases]
+    if dtypes:
+        cases = [replace(case, dtype=dtype) for case in cases for dtype in dtypes]
+        cases = [case for case in dict.fromkeys(cases) if case.output_bytes <= MAX_OUTPUT_BYTES]
+    if patterns:
+        globs = [f"*{pattern}*" for pattern in patterns]
+        cases = [c for c in cases if any(fnmatch.fnmatchcase(c.name, glob) for glob in globs)]
+    return cases

@@ -1,0 +1,143 @@
+"""Interleaved timing: in each round every provider is timed once, in shuffled order.
+
+A machine that slows down for a second then slows every provider, not the one whose turn it was.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from benchmarks.modes import Mode
+
+MIN_ROUNDS = 5
+MAX_INNER = 1_000_000
+FLUSH_BYTES = 256 * 2**20
+FAULT_CALLS = 3
+
+
+@dataclass
+class Sampler:
+    """Times calls of one provider in one mode over rotating batches of indices, each [tokens]."""
+
+    call: Callable[[Tensor], object]
+    mode: Mode
+    batches: Sequence[Tensor]
+    device: str = "cpu"
+    cold: bool = False
+    _rotation: Iterator[Tensor] = field(init=False)
+    _flush: Tensor | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self._rotation = itertools.cycle(self.batches)
+        if self.cold:
+            self._flush = torch.zeros(FLUSH_BYTES, dtype=torch.uint8, device=self.device)
+
+    def sample(self, inner: int) -> float:
+        """Mean seconds a call over ``inner`` calls in a row."""
+        sequence = list(itertools.islice(self._rotation, inner))
+        if self._flush is not None:
+            self._flush.add_(1)
+        with torch.set_grad_enabled(self.mode.grad):
+            run = self._cuda_seconds if self.device.startswith("cuda") else self._cpu_seconds
+            return run(sequence) / inner
+
+    def _cpu_seconds(self, sequence: list[Tensor]) -> float:
+        call = self.call
+        start = time.perf_counter()
+        for indices in sequence:
+            call(indices)
+        return time.perf_counter() - start
+
+    def _cuda_seconds(self, sequence: list[Tensor]) -> float:
+        call = self.call
+        start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        start.record()
+        for indices in sequence:
+            call(indices)
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3
+
+    def autorange(self, min_time: float) -> int:
+        """How many calls in a row last at least ``min_time`` seconds; warms up on the way."""
+        self.sample(1)
+        inner = 1
+        # A cold call is cold once: the second of two in a row would find the rows in the cache.
+        while not self.cold and inner < MAX_INNER:
+            seconds = self.sample(inner) * inner
+            if seconds >= min_time:
+                break
+            growth = 1.2 * min_time / max(seconds, 1e-9)
+            inner = min(MAX_INNER, max(inner + 1, round(inner * min(growth, 100.0))))
+        return inner
+
+    def page_faults(self) -> float | None:
+        """Page faults a call, which time alone does not show; None where they are not counted."""
+        before = _minor_faults()
+        self.sample(FAULT_CALLS)
+        after = _minor_faults()
+        if before is None or after is None:
+            return None
+        return (after - before) / FAULT_CALLS
+
+
+def _minor_faults() -> int | None:
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+@contextmanager
+def _garbage_collection_paused() -> Iterator[None]:
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@dataclass(frozen=True)
+class Samples:
+    seconds: list[float]  # one entry a round
+    inner: int
+
+
+def interleave(
+    samplers: Mapping[str, Sampler],
+    *,
+    rounds: int,
+    min_time: float,
+    budget: float,
+    shuffler: random.Random,
+) -> dict[str, Samples]:
+    """Time every sampler once a round, for ``rounds`` rounds or until ``budget`` seconds are spent.
+
+    At least MIN_ROUNDS rounds are run (or ``rounds`` if that is less), whatever the budget.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in samplers}
+    with _garbage_collection_paused():
+        inner = {name: sampler.autorange(min_time) for name, sampler in samplers.items()}
+        start = time.perf_counter()
+        for done in range(rounds):
+            if done >= MIN_ROUNDS and time.perf_counter() - start > budget:
+                break
+            order = list(samplers)
+            shuffler.shuffle(order)
+            for name in order:
+                seconds[name].append(samplers[name].sample(inner[name]))
+    return {name: Samples(seconds[name], inner[name]) for name in samplers}
