@@ -1,0 +1,83 @@
+"""What the run found, as text."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from skipgram.corpus import Corpus
+from skipgram.memory import Memory
+from skipgram.model import SkipGram
+from skipgram.train import PHASES, Contender
+
+# A word seen a handful of times has barely moved from its random start; it would only add noise.
+MIN_COUNT_OF_NEIGHBOUR = 100
+
+
+def machine() -> str:
+    """One line on what the figures were measured with."""
+    return (
+        f"Python {platform.python_version()}, torch {torch.__version__}, "
+        f"{platform.machine()}, threads {torch.get_num_threads()}, "
+        f"CPU capability {torch.backends.cpu.get_cpu_capability()}"
+    )
+
+
+@torch.no_grad()
+def nearest(corpus: Corpus, model: SkipGram, word: str, count: int) -> list[str]:
+    """The ``count`` words whose centre vectors point most nearly the way of ``word``'s.
+
+    Only words that occur at least ``MIN_COUNT_OF_NEIGHBOUR`` times are considered, or the more
+    frequent half of a vocabulary too small to have ``count`` of them.
+    """
+    frequent = int((corpus.counts >= MIN_COUNT_OF_NEIGHBOUR).sum())
+    if frequent <= count:
+        frequent = max(count + 1, len(corpus.words) // 2)
+    query = corpus.ids[word]
+    vectors: Tensor = F.normalize(model.inputs.weight, dim=1)  # [vocab_size, dim]
+    similarity = vectors[:frequent] @ vectors[query]  # [frequent]
+    if query < frequent:
+        similarity[query] = -torch.inf
+    best = similarity.topk(min(count, frequent - 1)).indices
+    return [corpus.words[i] for i in best.tolist()]
+
+
+def neighbour_lines(
+    corpus: Corpus, contenders: list[Contender], words: Iterable[str], count: int = 6
+) -> list[str]:
+    """One line per word known to the corpus; a second one where the models answer differently."""
+    lines = []
+    for word in words:
+        if word not in corpus.ids:
+            continue
+        answers = {c.name: ", ".join(nearest(corpus, c.model, word, count)) for c in contenders}
+        if len(set(answers.values())) == 1:
+            lines.append(f"  {word:<9} {next(iter(answers.values()))}")
+        else:
+            lines += [f"  {word:<9} {answer}  ({name})" for name, answer in answers.items()]
+    return lines
+
+
+def time_lines(contenders: list[Contender]) -> list[str]:
+    """A table of median times, one column per contender and the ratio of the first to the last."""
+    names = [c.name for c in contenders]
+    medians = [c.median_ms() for c in contenders]
+    header = "".join(f"{name:>22}" for name in names)
+    lines = [f"  {'ms, median':<11}{header}{'ratio':>8}"]
+    for phase in (*PHASES, "total"):
+        row = [median[phase] for median in medians]
+        cells = "".join(f"{ms:>22.2f}" for ms in row)
+        lines.append(f"  {phase:<11}{cells}{row[0] / row[-1]:>8.2f}")
+    return lines
+
+
+def memory_lines(memory: dict[str, Memory]) -> list[str]:
+    """One line per contender."""
+    return [
+        f"  {name:<22} {m.training_mib:7.1f} MiB for training, peak {m.peak_mib:7.1f} MiB"
+        for name, m in memory.items()
+    ]

@@ -1,0 +1,16 @@
+"""Train skip-gram on Python's own source with nn.Embedding and embed_ext.Embedding side by side.
+
+    python examples/train_skipgram.py            # a few minutes on two cores
+    python examples/train_skipgram.py --small    # a short run of the same thing
+
+The exit status is 1 if the two loss curves disagree. See examples/README.md.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from skipgram.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
