@@ -6,14 +6,17 @@
 namespace embed_ext {
 namespace {
 
+// grad [..., D], indices [...] -> [V, D]
+at::Tensor scatter_add(const at::Tensor& grad, const at::Tensor& indices,
+                       const c10::SymInt& num_weights, const c10::SymInt& padding_idx,
+                       bool scale_grad_by_freq, bool sparse) {
+  const auto& backward = sparse ? sparse_backward_op() : dense_backward_op();
+  return backward.call(grad, indices, num_weights, padding_idx, scale_grad_by_freq);
+}
+
 struct EmbeddingBackward : public LookupNode {
   std::string name() const override { return "embed_ext::EmbeddingBackward"; }
-
-  // grad [..., D], indices [...] -> [V, D]
-  at::Tensor formula(const at::Tensor& grad, const at::Tensor& saved_indices) const override {
-    const auto& backward = sparse ? sparse_backward_op() : dense_backward_op();
-    return backward.call(grad, saved_indices, num_weights, padding_idx, scale_grad_by_freq);
-  }
+  Formula formula() const override { return &scatter_add; }
 };
 
 // weight [V, D], indices [...] -> [..., D]

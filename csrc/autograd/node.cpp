@@ -31,7 +31,8 @@ variable_list LookupNode::apply(variable_list&& grads) {
   if (!grads[0].defined() || !task_should_compute_output(0)) {
     return {at::Tensor()};
   }
-  return {formula(grads[0], indices.unpack())};
+  return {formula()(grads[0], indices.unpack(), num_weights, padding_idx, scale_grad_by_freq,
+                    sparse)};
 }
 
 void LookupNode::release_variables() {
@@ -47,12 +48,43 @@ void LookupNode::compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) 
   args.collect(sparse);
 }
 
+// The compiler's graph calls the formula later, on gradients whose shapes are not known here: what
+// flows through while it is captured is a placeholder.
 variable_list LookupNode::apply_with_saved(const variable_list& grads,
                                            torch::dynamo::autograd::SwapSavedVariables& saved) {
+  using namespace torch::dynamo::autograd;
   saved.before(indices);
   saved.before(num_weights);
   saved.before(padding_idx);
-  variable_list result = apply(variable_list(grads));
+  PackedArgs args;
+  args.pack(indices.unpack());
+  args.pack(num_weights);
+  args.pack(padding_idx);
+  args.pack(scale_grad_by_freq);
+  args.pack(sparse);
+  const auto call = [formula = formula()](const variable_list& inputs,
+                                          const ivalue_list& packed) -> variable_list {
+    if (!inputs[0].defined()) {
+      return {at::Tensor()};
+    }
+    PackedArgs unpacked(packed);
+    const auto saved_indices = unpacked.unpack<at::Tensor>();
+    const auto rows = unpacked.unpack<c10::SymInt>();
+    const auto padding_row = unpacked.unpack<c10::SymInt>();
+    const auto scaled = unpacked.unpack<bool>();
+    const auto is_sparse = unpacked.unpack<bool>();
+    return {formula(inputs[0], saved_indices, rows, padding_row, scaled, is_sparse)};
+  };
+  const auto output_metadata = IValuePacker<std::vector<std::optional<InputMetadata>>>::pack(
+      get_input_metadata(next_edges()));
+  const auto& compiler = getPyCompilerInterface();
+  const auto bound = compiler->bind_function(
+      saved.get_py_compiler(), name(), call,
+      {at::TensorType::get(), at::SymIntType::get(), at::SymIntType::get(), at::BoolType::get(),
+       at::BoolType::get()},
+      /*is_custom_function=*/true, /*is_traceable=*/true);
+  auto result = compiler->call_function(saved.get_py_compiler(), "apply_functional", bound, grads,
+                                        args.vec(), output_metadata);
   saved.after(indices);
   saved.after(num_weights);
   saved.after(padding_idx);

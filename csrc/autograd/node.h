@@ -37,6 +37,11 @@ auto make_node() {
   }
 }
 
+// grad of the output, indices, and the scalars that a LookupNode remembers -> grad of the input
+using Formula = at::Tensor (*)(const at::Tensor& grad, const at::Tensor& indices,
+                               const c10::SymInt& num_weights, const c10::SymInt& padding_idx,
+                               bool scale_grad_by_freq, bool sparse);
+
 // A node of one differentiable tensor input, linear in it. All of them remember the same things.
 struct LookupNode : public torch::autograd::TraceableFunction {
   SavedVariable indices;
@@ -45,8 +50,8 @@ struct LookupNode : public torch::autograd::TraceableFunction {
   bool scale_grad_by_freq = false;
   bool sparse = false;
 
-  // grad of the output, indices -> grad of the input
-  virtual at::Tensor formula(const at::Tensor& grad, const at::Tensor& saved_indices) const = 0;
+  // A plain function, so that compiled autograd can hold on to it without this node.
+  virtual Formula formula() const = 0;
 
   variable_list apply(variable_list&& grads) override;
   void release_variables() override;

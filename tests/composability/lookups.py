@@ -40,6 +40,9 @@ def module(weight: Tensor, indices: Tensor, **options: Any) -> Tensor:
     return out
 
 
+# Dynamo traces no Function that has a jvp; it is to call this one as it is.
+torch.compiler.allow_in_graph(embed_ext.EmbeddingFunction)
+
 LOOKUPS = (functional, function, module)
 
 OPTIONS: dict[str, dict[str, Any]] = {
