@@ -84,7 +84,8 @@ void check_grad(const char* op, const at::Tensor& grad_output, const at::Tensor&
   const auto index_sizes = indices.sym_sizes();
   const auto rule = [&] {
     std::ostringstream out;
-    out << op << ": expected grad_output of shape indices.shape + (embedding_dim,), but grad_output is "
+    out << op
+        << ": expected grad_output of shape indices.shape + (embedding_dim,), but grad_output is "
         << grad_sizes << " and indices is " << index_sizes;
     return out.str();
   };

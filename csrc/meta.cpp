@@ -19,8 +19,7 @@ at::Tensor embedding_meta(const at::Tensor& weight, const at::Tensor& indices,
 
 // grad_output [..., D], indices [...] -> [num_weights, D]
 at::Tensor embedding_dense_backward_meta(const at::Tensor& grad_output, const at::Tensor& indices,
-                                         c10::SymInt num_weights,
-                                         c10::SymInt /*padding_idx*/,
+                                         c10::SymInt num_weights, c10::SymInt /*padding_idx*/,
                                          bool /*scale_grad_by_freq*/) {
   check_grad("embedding_dense_backward", grad_output, indices, num_weights);
   return at::empty_symint({num_weights, grad_output.sym_size(-1)}, grad_output.options());
@@ -28,10 +27,8 @@ at::Tensor embedding_dense_backward_meta(const at::Tensor& grad_output, const at
 
 // grad_output [..., D], indices [...] -> sparse [num_weights, D]. How many entries a padding row
 // takes away depends on the data, so that without data the most there can be is assumed.
-at::Tensor embedding_sparse_backward_meta(const at::Tensor& grad_output,
-                                          const at::Tensor& indices,
-                                          c10::SymInt num_weights,
-                                          c10::SymInt /*padding_idx*/,
+at::Tensor embedding_sparse_backward_meta(const at::Tensor& grad_output, const at::Tensor& indices,
+                                          c10::SymInt num_weights, c10::SymInt /*padding_idx*/,
                                           bool /*scale_grad_by_freq*/) {
   check_grad("embedding_sparse_backward", grad_output, indices, num_weights);
   const auto width = grad_output.sym_size(-1);

@@ -34,8 +34,7 @@ int64_t resolve_padding_idx(PyObject* object, const at::Tensor& weight) {
   if (overflow == 0 && (value == 0 || weight.dim() != 2)) {
     return value;
   }
-  const int64_t num_rows =
-      weight.dim() == 2 ? weight.sym_size(0).guard_int(__FILE__, __LINE__) : 0;
+  const int64_t num_rows = weight.dim() == 2 ? weight.sym_size(0).guard_int(__FILE__, __LINE__) : 0;
   if (overflow != 0 || value >= num_rows || value < -num_rows) {
     PyErr_Format(PyExc_AssertionError,
                  "Padding_idx must be within num_embeddings: it is %S and weight has %lld rows",
@@ -77,12 +76,11 @@ PyObject* embedding_entry(PyObject* /*module*/, PyObject* const* args, Py_ssize_
   END_HANDLE_TH_ERRORS
 }
 
-PyMethodDef embedding_method = {"embedding",
-                                reinterpret_cast<PyCFunction>(
-                                    reinterpret_cast<void (*)()>(&embedding_entry)),
-                                METH_FASTCALL,
-                                "embedding(weight, indices, padding_idx, scale_grad_by_freq, "
-                                "sparse) -> Tensor"};
+PyMethodDef embedding_method = {
+    "embedding", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&embedding_entry)),
+    METH_FASTCALL,
+    "embedding(weight, indices, padding_idx, scale_grad_by_freq, "
+    "sparse) -> Tensor"};
 
 py::dict build_config() {
   py::dict config;

@@ -1,7 +1,8 @@
 // The operators of the `embed_ext` namespace. Every kernel elsewhere registers against these lines.
 //
 // Shapes: weight [V, D], indices [...], out and grad_output [..., D].
-// `padding_idx = -1` means "no padding row"; the Python layer resolves negative rows before it calls.
+// `padding_idx = -1` means "no padding row"; the Python layer resolves negative rows before it
+// calls.
 #include <torch/library.h>
 
 TORCH_LIBRARY(embed_ext, m) {

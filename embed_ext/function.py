@@ -15,10 +15,10 @@ class EmbeddingFunction(torch.autograd.Function):
 
     The same values and gradients as :func:`embed_ext.functional.embedding`, which is quicker: its
     gradient formula is in C++. This one is for those who want to see the formula in Python, or to
-    change it: subclass it and override :meth:`backward`. It works under torch.func transforms, has a
-    forward-mode derivative, and can be differentiated any number of times. torch.compile does not
-    trace a Function that has a forward-mode derivative: call
-    ``torch.compiler.allow_in_graph(EmbeddingFunction)`` once, and it is compiled as it stands.
+    change it: subclass it and override :meth:`backward`. It works under torch.func transforms, can
+    be differentiated any number of times, and has a forward-mode derivative. torch.compile traces
+    no Function that has one: call ``torch.compiler.allow_in_graph(EmbeddingFunction)`` once, and
+    it is compiled as it stands.
 
     Args:
         weight: the table, shape ``(V, D)``, floating or complex if its gradient is wanted.

@@ -38,6 +38,4 @@ at::Tensor embedding(c10::DispatchKeySet keys, const at::Tensor& weight, const a
 }  // namespace
 }  // namespace embed_ext
 
-TORCH_LIBRARY_IMPL(embed_ext, Autograd, m) {
-  m.impl("embedding", TORCH_FN(embed_ext::embedding));
-}
+TORCH_LIBRARY_IMPL(embed_ext, Autograd, m) { m.impl("embedding", TORCH_FN(embed_ext::embedding)); }

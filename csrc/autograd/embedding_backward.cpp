@@ -21,7 +21,8 @@ at::Tensor gather(const at::Tensor& grad, const at::Tensor& indices,
 }
 
 // grad [V, D], indices [...] -> [..., D]. Not divided by the row frequencies under
-// scale_grad_by_freq: what this gradient reaches next is the lookup, whose backward divides by them.
+// scale_grad_by_freq: what this gradient reaches next is the lookup, whose backward divides by
+// them.
 at::Tensor gather_unpadded(const at::Tensor& grad, const at::Tensor& indices,
                            const c10::SymInt& /*num_weights*/, const c10::SymInt& padding_idx,
                            bool /*scale_grad_by_freq*/, bool /*sparse*/) {

@@ -31,8 +31,8 @@ variable_list LookupNode::apply(variable_list&& grads) {
   if (!grads[0].defined() || !task_should_compute_output(0)) {
     return {at::Tensor()};
   }
-  return {formula()(grads[0], indices.unpack(), num_weights, padding_idx, scale_grad_by_freq,
-                    sparse)};
+  return {
+      formula()(grads[0], indices.unpack(), num_weights, padding_idx, scale_grad_by_freq, sparse)};
 }
 
 void LookupNode::release_variables() {
@@ -78,11 +78,11 @@ variable_list LookupNode::apply_with_saved(const variable_list& grads,
   const auto output_metadata = IValuePacker<std::vector<std::optional<InputMetadata>>>::pack(
       get_input_metadata(next_edges()));
   const auto& compiler = getPyCompilerInterface();
-  const auto bound = compiler->bind_function(
-      saved.get_py_compiler(), name(), call,
-      {at::TensorType::get(), at::SymIntType::get(), at::SymIntType::get(), at::BoolType::get(),
-       at::BoolType::get()},
-      /*is_custom_function=*/true, /*is_traceable=*/true);
+  const auto bound =
+      compiler->bind_function(saved.get_py_compiler(), name(), call,
+                              {at::TensorType::get(), at::SymIntType::get(), at::SymIntType::get(),
+                               at::BoolType::get(), at::BoolType::get()},
+                              /*is_custom_function=*/true, /*is_traceable=*/true);
   auto result = compiler->call_function(saved.get_py_compiler(), "apply_functional", bound, grads,
                                         args.vec(), output_metadata);
   saved.after(indices);

@@ -17,8 +17,8 @@ using torch::autograd::variable_list;
 
 using EmbeddingSignature = at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymInt, bool,
                                       bool);
-using BackwardSignature = at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymInt,
-                                     c10::SymInt, bool);
+using BackwardSignature = at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymInt, c10::SymInt,
+                                     bool);
 using EmbeddingOp = c10::TypedOperatorHandle<EmbeddingSignature>;
 using BackwardOp = c10::TypedOperatorHandle<BackwardSignature>;
 

@@ -25,8 +25,8 @@ template <class Element, class Index>
 void gather_strided(const GatherTask<Index>& task, int64_t element_stride) {
   const int64_t width = task.row_bytes / static_cast<int64_t>(sizeof(Element));
   for (int64_t i = 0; i < task.count; ++i) {
-    const auto* row = reinterpret_cast<const Element*>(task.table +
-                                                       int64_t(task.indices[i]) * task.table_stride);
+    const auto* row =
+        reinterpret_cast<const Element*>(task.table + int64_t(task.indices[i]) * task.table_stride);
     auto* out = reinterpret_cast<Element*>(task.out + i * task.row_bytes);
     for (int64_t j = 0; j < width; ++j) {
       out[j] = row[j * element_stride];
@@ -99,6 +99,4 @@ at::Tensor embedding(const at::Tensor& weight, const at::Tensor& indices, int64_
 }  // namespace
 }  // namespace embed_ext::cpu
 
-TORCH_LIBRARY_IMPL(embed_ext, CPU, m) {
-  m.impl("embedding", TORCH_FN(embed_ext::cpu::embedding));
-}
+TORCH_LIBRARY_IMPL(embed_ext, CPU, m) { m.impl("embedding", TORCH_FN(embed_ext::cpu::embedding)); }

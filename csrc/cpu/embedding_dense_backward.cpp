@@ -76,8 +76,8 @@ void sum_in_parallel(const std::vector<Run>& runs, const std::vector<TokenT>& to
   at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
     const int64_t first = first_run_from(begin);
     const int64_t last = first_run_from(end);
-    sum_runs<In, Out>(SumTask<TokenT>{runs.data() + first, last - first, tokens.data(), rows,
-                                      row_stride, width});
+    sum_runs<In, Out>(
+        SumTask<TokenT>{runs.data() + first, last - first, tokens.data(), rows, row_stride, width});
   });
 }
 
@@ -154,8 +154,8 @@ at::Tensor embedding_dense_backward(const at::Tensor& grad_output, const at::Ten
   }
   const int64_t width = grad_output.size(-1);
   // A contiguous gradient, the usual one, is its own [N, D] matrix: no view is made of it.
-  auto grad = grad_output.is_contiguous() ? grad_output
-                                          : grad_output.reshape({indices.numel(), width});
+  auto grad =
+      grad_output.is_contiguous() ? grad_output : grad_output.reshape({indices.numel(), width});
   if (grad.stride(-1) != 1) {
     grad = grad.contiguous();
   }

@@ -67,7 +67,8 @@ void shrink_row(T* row, int64_t width, int64_t stride, double max_norm, double p
     if constexpr (c10::is_complex<T>::value) {
       row[j * stride] *= static_cast<typename T::value_type>(scale);
     } else {
-      row[j * stride] = static_cast<T>(static_cast<Factor>(row[j * stride]) * static_cast<Factor>(scale));
+      row[j * stride] =
+          static_cast<T>(static_cast<Factor>(row[j * stride]) * static_cast<Factor>(scale));
     }
   }
 }
@@ -79,8 +80,7 @@ void renorm_rows(const at::Tensor& weight, const Index* index, int64_t count, do
                  double norm_type) {
   T* table = weight.mutable_data_ptr<T>();
   const int64_t width = weight.size(1);
-  const auto tokens =
-      group_by_row<WideToken>(index, count, weight.size(0), /*padding_idx=*/-1);
+  const auto tokens = group_by_row<WideToken>(index, count, weight.size(0), /*padding_idx=*/-1);
   std::vector<int64_t> rows;
   for_each_run(tokens, [&](int64_t begin, int64_t) { rows.push_back(tokens[begin].row); });
   const int64_t grain = std::max<int64_t>(1, (1 << 13) / (width + 1));

@@ -48,17 +48,17 @@ struct SumTask {
   const Run* runs;
   int64_t run_count;
   const TokenT* tokens;
-  const void* rows;     // [N, D] of In, rows row_stride elements apart
+  const void* rows;  // [N, D] of In, rows row_stride elements apart
   int64_t row_stride;
   int64_t width;  // D
 };
 
-#define EMBED_EXT_DECLARE_ROW_KERNELS(ns)        \
-  namespace ns {                                 \
-  template <class Index>                         \
-  void gather_rows(const GatherTask<Index>&);    \
-  template <class In, class Out, class TokenT>   \
-  void sum_runs(const SumTask<TokenT>&);         \
+#define EMBED_EXT_DECLARE_ROW_KERNELS(ns)      \
+  namespace ns {                               \
+  template <class Index>                       \
+  void gather_rows(const GatherTask<Index>&);  \
+  template <class In, class Out, class TokenT> \
+  void sum_runs(const SumTask<TokenT>&);       \
   }
 EMBED_EXT_DECLARE_ROW_KERNELS(portable)
 #if defined(__x86_64__)

@@ -95,8 +95,8 @@ void store_row(Out* __restrict out, const Acc* __restrict acc, int64_t width) {
 #if defined(EMBED_EXT_HAS_F16C)
   if constexpr (std::is_same_v<Out, c10::Half>) {
     for (; j + 8 <= width; j += 8) {
-      const auto half = _mm256_cvtps_ph(_mm256_loadu_ps(acc + j),
-                                        _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+      const auto half =
+          _mm256_cvtps_ph(_mm256_loadu_ps(acc + j), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
       _mm_storeu_si128(reinterpret_cast<__m128i*>(out + j), half);
     }
   }
@@ -174,8 +174,8 @@ void sum_runs(const SumTask<TokenT>& task) {
 template void gather_rows(const GatherTask<int32_t>&);
 template void gather_rows(const GatherTask<int64_t>&);
 
-#define EMBED_EXT_INSTANTIATE_SUM(In, Out)                    \
-  template void sum_runs<In, Out>(const SumTask<Token>&);     \
+#define EMBED_EXT_INSTANTIATE_SUM(In, Out)                \
+  template void sum_runs<In, Out>(const SumTask<Token>&); \
   template void sum_runs<In, Out>(const SumTask<WideToken>&);
 EMBED_EXT_INSTANTIATE_SUM(float, float)
 EMBED_EXT_INSTANTIATE_SUM(double, double)

@@ -41,13 +41,13 @@ class MappedAllocator final : public c10::Allocator {
     if (bytes == 0) {
       return {nullptr, c10::Device(c10::kCPU)};
     }
-    void* data =
-        mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     TORCH_CHECK_WITH(OutOfMemoryError, data != MAP_FAILED,
                      "embedding_dense_backward: could not map ", bytes,
                      " bytes for the gradient: ", std::strerror(errno));
 #if defined(MADV_HUGEPAGE)
-    // A hint. For few scattered rows small pages are asked for, as the system's default may be huge.
+    // A hint. For few scattered rows small pages are asked for, as the system's default may be
+    // huge.
     madvise(data, bytes, huge_pages_ ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
 #endif
     c10::reportMemoryUsageToProfiler(data, static_cast<int64_t>(bytes), 0, 0,
