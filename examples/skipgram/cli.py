@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 import time
@@ -153,9 +154,6 @@ def _measure_memory(options: Options, corpus: Corpus) -> dict[str, Memory]:
 def _conclude(
     options: Options, corpus: Corpus, contenders: list[Contender], memory: dict[str, Memory]
 ) -> int:
-    # Here and not above: the processes that measure memory import this module and plot nothing.
-    from skipgram.plot import save_plot
-
     theirs, ours = contenders
     disagreement = largest_disagreement(theirs.losses, ours.losses)
     agree = disagreement <= LOSS_RTOL
@@ -167,16 +165,11 @@ def _conclude(
     print(f"\nMemory of {MEMORY_STEPS} steps, each model alone in a process:")
     print("\n".join(report.memory_lines(memory)))
 
-    plot = options.out / "skipgram.png"
-    title = (
-        f"Skip-gram on the standard library of Python: two tables of {len(corpus.words):,} x "
-        f"{options.dim}, batches of {options.batch:,} pairs, {options.optimizer}, "
-        f"threads {options.threads}"
-    )
-    save_plot(contenders, disagreement, title, plot)
+    options.out.mkdir(parents=True, exist_ok=True)
     figures = options.out / "skipgram.json"
     figures.write_text(json.dumps(_figures(options, corpus, contenders, memory), indent=2) + "\n")
-    print(f"\nSaved {plot} and {figures}")
+    print(f"\nSaved {figures}")
+    _plot(options, corpus, contenders, disagreement)
 
     print(
         f"Loss: {theirs.losses[0]:.4f} at first, {theirs.losses[-1]:.4f} ({theirs.name}) and "
@@ -187,6 +180,25 @@ def _conclude(
         f"The loss curves {'agree' if agree else 'DISAGREE'}."
     )
     return 0 if agree else 1
+
+
+def _plot(
+    options: Options, corpus: Corpus, contenders: list[Contender], disagreement: float
+) -> None:
+    if importlib.util.find_spec("matplotlib") is None:
+        print("No plot: matplotlib is not installed")
+        return
+    # Here and not above: the processes that measure memory import this module and plot nothing.
+    from skipgram.plot import save_plot
+
+    plot = options.out / "skipgram.png"
+    title = (
+        f"Skip-gram on the standard library of Python: two tables of {len(corpus.words):,} x "
+        f"{options.dim}, batches of {options.batch:,} pairs, {options.optimizer}, "
+        f"threads {options.threads}"
+    )
+    save_plot(contenders, disagreement, title, plot)
+    print(f"Saved {plot}")
 
 
 def _figures(

@@ -26,7 +26,6 @@ def save_plot(contenders: list[Contender], disagreement: float, title: str, path
     _draw_losses(loss_axes, contenders, disagreement)
     _draw_times(time_axes, contenders)
     figure.suptitle(title, fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png", dpi=140)
     plt.close(figure)
 
