@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "../checks.h"
+#include "fresh_memory.h"
 #include "indices.h"
 #include "row_kernels.h"
 
@@ -18,6 +19,16 @@ constexpr const char* kOp = "embedding";
 
 // Bytes a thread should at least copy before a second one pays for its start.
 constexpr int64_t kGrainBytes = 1 << 17;
+
+// From here on an output displaces most of what the caches hold, the table's rows among it, long
+// before anybody reads it: it goes past them. Measured with a consumer that reads all of it.
+constexpr int64_t kStreamBytes = int64_t(8) << 20;
+constexpr int64_t kCacheLine = 64;
+
+bool worth_streaming(const void* out, int64_t out_bytes, int64_t row_bytes) {
+  return out_bytes >= kStreamBytes && row_bytes % kCacheLine == 0 &&
+         reinterpret_cast<uintptr_t>(out) % kCacheLine == 0;
+}
 
 // Rows whose elements do not lie side by side (a transposed table): element by element, so that
 // the table itself is never copied. table_stride is in bytes, element_stride in elements.
@@ -67,6 +78,7 @@ void lookup(const at::Tensor& weight, const at::Tensor& indices, const Index* in
   const int64_t num_rows = weight.size(0);
   const auto* table = static_cast<const char*>(weight.const_data_ptr());
   auto* out_bytes = static_cast<char*>(out.mutable_data_ptr());
+  const bool streamed = worth_streaming(out_bytes, indices.numel() * row_bytes, row_bytes);
   BadIndex bad;
   const int64_t grain = std::max<int64_t>(1, kGrainBytes / (row_bytes + 1));
   at::parallel_for(0, indices.numel(), grain, [&](int64_t begin, int64_t end) {
@@ -76,7 +88,7 @@ void lookup(const at::Tensor& weight, const at::Tensor& indices, const Index* in
     }
     if (row_bytes > 0) {
       gather(GatherTask<Index>{out_bytes + begin * row_bytes, table, index + begin, end - begin,
-                               row_bytes, weight.stride(0) * element_size},
+                               row_bytes, weight.stride(0) * element_size, streamed},
              element_size, weight.stride(1));
     }
   });
@@ -90,6 +102,7 @@ at::Tensor embedding(const at::Tensor& weight, const at::Tensor& indices, int64_
   c10::SmallVector<int64_t, 5> sizes(indices.sizes());
   sizes.push_back(weight.size(1));
   at::Tensor out = at::detail::empty_cpu(sizes, weight.options());
+  advise_written_whole(out.mutable_data_ptr(), static_cast<int64_t>(out.nbytes()));
   const auto index_tensor = kernel_indices(indices);
   with_index_pointer(index_tensor,
                      [&](const auto* index) { lookup(weight, index_tensor, index, out); });

@@ -13,9 +13,9 @@
 #include <algorithm>
 
 #include "../checks.h"
+#include "fresh_memory.h"
 #include "group_by_row.h"
 #include "indices.h"
-#include "zero_memory.h"
 
 namespace embed_ext::cpu {
 namespace {
@@ -76,8 +76,8 @@ void sum_in_parallel(const std::vector<Run>& runs, const std::vector<TokenT>& to
   at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
     const int64_t first = first_run_from(begin);
     const int64_t last = first_run_from(end);
-    sum_runs<In, Out>(
-        SumTask<TokenT>{runs.data() + first, last - first, tokens.data(), rows, row_stride, width});
+    sum_runs<In, Out>(SumTask<TokenT>{runs.data() + first, last - first, tokens.data(), rows,
+                                      row_stride, width, false});
   });
 }
 

@@ -22,6 +22,7 @@ struct GatherTask {
   int64_t count;
   int64_t row_bytes;
   int64_t table_stride;
+  bool streamed;  // past the caches; row_bytes is then a multiple of 64, and out aligned to that
 };
 
 // One token of a batch: the table row that it names and where it stands in the batch.
@@ -41,8 +42,8 @@ struct Run {
   int64_t divisor;
 };
 
-// out of each run = (sum of its tokens' rows) / divisor, added in token order, in float32 or for
-// double in double, and rounded once.
+// out of each run = (sum of its tokens' rows) / divisor, or if `add` is set what out held plus
+// that. Added in token order, in float32 or for double in double, and rounded once.
 template <class TokenT>
 struct SumTask {
   const Run* runs;
@@ -51,6 +52,7 @@ struct SumTask {
   const void* rows;  // [N, D] of In, rows row_stride elements apart
   int64_t row_stride;
   int64_t width;  // D
+  bool add;
 };
 
 #define EMBED_EXT_DECLARE_ROW_KERNELS(ns)      \

@@ -5,169 +5,303 @@
 namespace embed_ext::cpu::EMBED_EXT_CAPABILITY {
 namespace {
 
-// Elements summed at a time: 512 float32 accumulators are 2 KiB, which stay in the first-level
-// cache while the rows stream past.
-constexpr int64_t kBlock = 512;
-
 // Rows fetched ahead of their use; table rows are scattered, so the hardware does not guess them.
 constexpr int64_t kPrefetchRows = 16;
 constexpr int64_t kPrefetchBytes = 256;  // of a row; the hardware streams in the rest
+// A table of long rows: fewer of them, further in.
+constexpr int64_t kPrefetchLongRows = 4;
+constexpr int64_t kLongRowBytes = 1024;
 
-inline void prefetch_row(const char* row, int64_t row_bytes) {
-  const int64_t bytes = row_bytes < kPrefetchBytes ? row_bytes : kPrefetchBytes;
+inline void prefetch_row(const char* row, int64_t row_bytes, int64_t most = kPrefetchBytes) {
+  const int64_t bytes = row_bytes < most ? row_bytes : most;
   for (int64_t offset = 0; offset < bytes; offset += 64) {
     __builtin_prefetch(row + offset);
   }
 }
 
+// Whole cache lines past the caches: the line to be overwritten is then not read first, and what
+// is in the caches stays there. to [bytes] aligned to a line, bytes a multiple of one.
+inline void stream_lines(char* to, const char* from, int64_t bytes) {
+#if defined(__x86_64__)
+  for (int64_t at = 0; at < bytes; at += EMBED_EXT_VECTOR_BYTES) {
+#if EMBED_EXT_VECTOR_BYTES == 64
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to + at), _mm512_loadu_si512(from + at));
+#elif EMBED_EXT_VECTOR_BYTES == 32
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + at),
+                        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + at)));
+#else
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to + at),
+                     _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + at)));
+#endif
+  }
+#else
+  std::memcpy(to, from, bytes);
+#endif
+}
+
+// Streamed stores are ordered with nothing: other threads may read what was copied after this.
+inline void finish_streaming() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+enum class Store { kCached, kStreamed };
+
 // Bytes is the row's size when it is one of the common small ones (the copy is then a few vector
 // moves), and 0 when it is only known at run time.
-template <int64_t Bytes, class Index>
+template <int64_t Bytes, Store How, class Index>
 void copy_rows(const GatherTask<Index>& task) {
   const int64_t row_bytes = Bytes > 0 ? Bytes : task.row_bytes;
-  const int64_t ahead = task.count > kPrefetchRows ? task.count - kPrefetchRows : 0;
+  const bool is_long = row_bytes >= kLongRowBytes;
+  const int64_t distance = is_long ? kPrefetchLongRows : kPrefetchRows;
+  const int64_t most = is_long ? kLongRowBytes : kPrefetchBytes;
+  const int64_t ahead = task.count > distance ? task.count - distance : 0;
   for (int64_t i = 0; i < task.count; ++i) {
     if (i < ahead) {
-      prefetch_row(task.table + int64_t(task.indices[i + kPrefetchRows]) * task.table_stride,
-                   row_bytes);
+      prefetch_row(task.table + int64_t(task.indices[i + distance]) * task.table_stride, row_bytes,
+                   most);
     }
-    std::memcpy(task.out + i * row_bytes, task.table + int64_t(task.indices[i]) * task.table_stride,
-                row_bytes);
+    char* to = task.out + i * row_bytes;
+    const char* from = task.table + int64_t(task.indices[i]) * task.table_stride;
+    if constexpr (How == Store::kStreamed) {
+      stream_lines(to, from, row_bytes);
+    } else {
+      std::memcpy(to, from, row_bytes);
+    }
+  }
+  if constexpr (How == Store::kStreamed) {
+    finish_streaming();
   }
 }
+
+template <class T>
+using Vec __attribute__((vector_size(EMBED_EXT_VECTOR_BYTES))) = T;
+template <class T>
+using HalfVec __attribute__((vector_size(EMBED_EXT_VECTOR_BYTES / 2))) = T;
+
+template <class Acc>
+constexpr int64_t kLanes = EMBED_EXT_VECTOR_BYTES / int64_t(sizeof(Acc));
+
+// Accumulators of a token loop; they stay in registers, of which every instruction set has more.
+constexpr int kMostVectors = 8;
 
 template <class In>
-struct AccumulatorOf {
-  using type = float;
-};
-template <>
-struct AccumulatorOf<double> {
-  using type = double;
-};
+using AccumulatorOf = std::conditional_t<std::is_same_v<In, double>, double, float>;
 
-inline float bits_to_float(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
+// One vector of elements as accumulators, and back. Unaligned: a row may start anywhere.
+inline void load(const float* from, Vec<float>& to) { std::memcpy(&to, from, sizeof(to)); }
+inline void load(const double* from, Vec<double>& to) { std::memcpy(&to, from, sizeof(to)); }
+inline void store(const Vec<float>& from, float* to) { std::memcpy(to, &from, sizeof(from)); }
+inline void store(const Vec<double>& from, double* to) { std::memcpy(to, &from, sizeof(from)); }
+
+inline void load(const c10::BFloat16* from, Vec<float>& to) {
+  HalfVec<uint16_t> bits;
+  std::memcpy(&bits, from, sizeof(bits));
+  const Vec<uint32_t> wide = __builtin_convertvector(bits, Vec<uint32_t>) << 16;
+  std::memcpy(&to, &wide, sizeof(to));
 }
 
-inline uint32_t float_to_bits(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return bits;
+// Rounds to nearest, ties to even; a NaN stays one.
+inline void store(const Vec<float>& from, c10::BFloat16* to) {
+  Vec<uint32_t> bits;
+  std::memcpy(&bits, &from, sizeof(bits));
+  const Vec<uint32_t> rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+  const auto is_nan = from != from;
+  Vec<uint32_t> nan_mask;
+  std::memcpy(&nan_mask, &is_nan, sizeof(nan_mask));
+  const auto chosen = (nan_mask & 0x7FC0u) | (~nan_mask & rounded);
+  const auto narrow = __builtin_convertvector(chosen, HalfVec<uint16_t>);
+  std::memcpy(to, &narrow, sizeof(narrow));
 }
 
-inline float widen(float value) { return value; }
-inline double widen(double value) { return value; }
-inline float widen(c10::BFloat16 value) { return bits_to_float(uint32_t(value.x) << 16); }
-inline float widen(c10::Half value) { return static_cast<float>(value); }
-
-inline void narrow(float value, float* out) { *out = value; }
-inline void narrow(double value, double* out) { *out = value; }
-inline void narrow(float value, c10::Half* out) { *out = static_cast<c10::Half>(value); }
-
-// Round to nearest, ties to even; a NaN stays one. Branch-free, so that the loop vectorises.
-inline void narrow(float value, c10::BFloat16* out) {
-  const uint32_t bits = float_to_bits(value);
-  const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
-  out->x = static_cast<uint16_t>(value != value ? 0x7FC0u : rounded);
-}
-
-template <class In, class Acc>
-void add_row(Acc* __restrict acc, const In* __restrict row, int64_t width) {
-  int64_t j = 0;
-#if defined(EMBED_EXT_HAS_F16C)
-  if constexpr (std::is_same_v<In, c10::Half>) {
-    for (; j + 8 <= width; j += 8) {
-      const auto half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + j));
-      _mm256_storeu_ps(acc + j, _mm256_add_ps(_mm256_loadu_ps(acc + j), _mm256_cvtph_ps(half)));
-    }
+inline void load(const c10::Half* from, Vec<float>& to) {
+#if EMBED_EXT_VECTOR_BYTES == 64
+  const auto bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  const __m512 wide = _mm512_maskz_cvtph_ps(0xFFFF, bits);  // the plain form warns in GCC 12
+  std::memcpy(&to, &wide, sizeof(to));
+#elif EMBED_EXT_VECTOR_BYTES == 32
+  const __m256 wide = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  std::memcpy(&to, &wide, sizeof(to));
+#else
+  for (int64_t lane = 0; lane < kLanes<float>; ++lane) {
+    to[lane] = static_cast<float>(from[lane]);
   }
 #endif
-  for (; j < width; ++j) {
-    acc[j] += widen(row[j]);
-  }
 }
 
-template <class Out, class Acc>
-void store_row(Out* __restrict out, const Acc* __restrict acc, int64_t width) {
-  int64_t j = 0;
-#if defined(EMBED_EXT_HAS_F16C)
-  if constexpr (std::is_same_v<Out, c10::Half>) {
-    for (; j + 8 <= width; j += 8) {
-      const auto half =
-          _mm256_cvtps_ph(_mm256_loadu_ps(acc + j), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(out + j), half);
-    }
+inline void store(const Vec<float>& from, c10::Half* to) {
+#if EMBED_EXT_VECTOR_BYTES == 64
+  const __m256i narrow =
+      _mm512_maskz_cvtps_ph(0xFFFF, _mm512_loadu_ps(&from), _MM_FROUND_TO_NEAREST_INT);
+  std::memcpy(to, &narrow, sizeof(narrow));
+#elif EMBED_EXT_VECTOR_BYTES == 32
+  const __m128i narrow = _mm256_cvtps_ph(_mm256_loadu_ps(reinterpret_cast<const float*>(&from)),
+                                         _MM_FROUND_TO_NEAREST_INT);
+  std::memcpy(to, &narrow, sizeof(narrow));
+#else
+  for (int64_t lane = 0; lane < kLanes<float>; ++lane) {
+    to[lane] = static_cast<c10::Half>(from[lane]);
   }
 #endif
-  for (; j < width; ++j) {
-    narrow(acc[j], out + j);
-  }
 }
+
+// The tokens of one run, and what becomes of their sum.
+template <class In, class Out, class TokenT>
+struct RunSum {
+  using Acc = AccumulatorOf<In>;
+  const In* rows;
+  int64_t row_stride;
+  const TokenT* tokens;
+  int64_t count;
+  int64_t available;  // tokens from here on, those of the runs that follow included
+  Acc divisor;
+  bool add;
+  Out* out;
+
+  const In* row(int64_t k) const { return rows + int64_t(tokens[k].position) * row_stride; }
+
+  // The rows of a run are scattered over grad_output. A first pass also fetches for the runs that
+  // follow, most of which are short; a later one knows that its columns are not theirs.
+  void prefetch(int64_t k, int64_t first, int64_t columns) const {
+    const int64_t ahead = k + kPrefetchRows;
+    if (ahead < (first == 0 ? available : count)) {
+      prefetch_row(reinterpret_cast<const char*>(row(ahead) + first),
+                   columns * int64_t(sizeof(In)));
+    }
+  }
+
+  // `Vectors` vectors of columns: side by side from `first` on, except that the last one begins at
+  // `last`, which lets it end with the row; what it shares with the one before is the same twice.
+  template <int Vectors>
+  void sum_vectors(int64_t first, int64_t last) const {
+    Vec<Acc> acc[Vectors] = {};
+    const auto column = [&](int v) { return v + 1 < Vectors ? first + v * kLanes<Acc> : last; };
+    for (int64_t k = 0; k < count; ++k) {
+      prefetch(k, first, last + kLanes<Acc> - first);
+      const In* from = row(k);
+      for (int v = 0; v < Vectors; ++v) {
+        Vec<Acc> value;
+        load(from + column(v), value);
+        acc[v] += value;
+      }
+    }
+    for (int v = 0; v < Vectors; ++v) {
+      if (divisor != Acc(1)) {
+        acc[v] /= divisor;
+      }
+      if (add) {
+        Vec<Acc> old;
+        load(out + column(v), old);
+        acc[v] += old;
+      }
+    }
+    for (int v = 0; v < Vectors; ++v) {
+      store(acc[v], out + column(v));
+    }
+  }
+
+  // Picks the template for a number of vectors from 1 to Most.
+  template <int Most>
+  void sum_vectors(int vectors, int64_t first, int64_t last) const {
+    if constexpr (Most > 1) {
+      if (vectors < Most) {
+        return sum_vectors<Most - 1>(vectors, first, last);
+      }
+    }
+    sum_vectors<Most>(first, last);
+  }
+
+  // A row shorter than a vector.
+  void sum_short(int64_t width) const {
+    Acc acc[kLanes<Acc>] = {};
+    for (int64_t k = 0; k < count; ++k) {
+      prefetch(k, 0, width);
+      const In* from = row(k);
+      for (int64_t j = 0; j < width; ++j) {
+        acc[j] += static_cast<Acc>(from[j]);
+      }
+    }
+    for (int64_t j = 0; j < width; ++j) {
+      const Acc sum = divisor == Acc(1) ? acc[j] : acc[j] / divisor;
+      out[j] = static_cast<Out>(add ? sum + static_cast<Acc>(out[j]) : sum);
+    }
+  }
+
+  void sum(int64_t width) const {
+    constexpr int64_t lanes = kLanes<Acc>;
+    if (width < lanes) {
+      return sum_short(width);
+    }
+    int64_t first = 0;
+    for (int64_t left = width; left > 0; left = width - first) {
+      int64_t vectors = (left + lanes - 1) / lanes;
+      if (vectors > kMostVectors) {
+        // Two are left at least, so that the overlap stays inside one call: a column that is
+        // added to `out` twice would be wrong.
+        vectors = vectors == kMostVectors + 1 ? kMostVectors - 1 : kMostVectors;
+      }
+      const int64_t full = first + vectors * lanes;
+      const int64_t end = full < width ? full : width;
+      sum_vectors<kMostVectors>(static_cast<int>(vectors), first, end - lanes);
+      first = end;
+    }
+  }
+};
 
 template <class In, class Out, class TokenT>
-void sum_run(const Run& run, const SumTask<TokenT>& task) {
-  using Acc = typename AccumulatorOf<In>::type;
-  const auto* rows = static_cast<const In*>(task.rows);
-  auto* out = static_cast<Out*>(run.out);
-  const TokenT* tokens = task.tokens + run.begin;
+void sum_run(const Run& run, const SumTask<TokenT>& task, int64_t available) {
+  using Acc = AccumulatorOf<In>;
+  const RunSum<In, Out, TokenT> sum{static_cast<const In*>(task.rows),
+                                    task.row_stride,
+                                    task.tokens + run.begin,
+                                    run.count,
+                                    available,
+                                    static_cast<Acc>(run.divisor),
+                                    task.add,
+                                    static_cast<Out*>(run.out)};
   if constexpr (std::is_same_v<In, Out>) {
-    if (run.count == 1 && run.divisor == 1) {
-      std::memcpy(out, rows + int64_t(tokens[0].position) * task.row_stride,
-                  task.width * sizeof(In));
+    if (run.count == 1 && run.divisor == 1 && !task.add) {
+      sum.prefetch(0, 0, task.width);
+      std::memcpy(run.out, sum.row(0), task.width * sizeof(In));
       return;
     }
   }
-  Acc acc[kBlock];
-  for (int64_t first = 0; first < task.width; first += kBlock) {
-    const int64_t width = task.width - first < kBlock ? task.width - first : kBlock;
-    for (int64_t j = 0; j < width; ++j) {
-      acc[j] = Acc(0);
-    }
-    for (int64_t k = 0; k < run.count; ++k) {
-      add_row(acc, rows + int64_t(tokens[k].position) * task.row_stride + first, width);
-    }
-    if (run.divisor != 1) {
-      for (int64_t j = 0; j < width; ++j) {
-        acc[j] /= static_cast<Acc>(run.divisor);
-      }
-    }
-    store_row(out + first, acc, width);
-  }
+  sum.sum(task.width);
 }
 
 }  // namespace
 
 template <class Index>
 void gather_rows(const GatherTask<Index>& task) {
+  if (task.streamed) {
+    return copy_rows<0, Store::kStreamed>(task);
+  }
   switch (task.row_bytes) {
     case 16:
-      return copy_rows<16>(task);
+      return copy_rows<16, Store::kCached>(task);
     case 32:
-      return copy_rows<32>(task);
+      return copy_rows<32, Store::kCached>(task);
     case 64:
-      return copy_rows<64>(task);
+      return copy_rows<64, Store::kCached>(task);
     case 128:
-      return copy_rows<128>(task);
+      return copy_rows<128, Store::kCached>(task);
     case 256:
-      return copy_rows<256>(task);
+      return copy_rows<256, Store::kCached>(task);
     default:
-      return copy_rows<0>(task);
+      return copy_rows<0, Store::kCached>(task);
   }
 }
 
 template <class In, class Out, class TokenT>
 void sum_runs(const SumTask<TokenT>& task) {
-  const auto* rows = static_cast<const char*>(task.rows);
-  const int64_t stride = task.row_stride * int64_t(sizeof(In));
-  const int64_t row_bytes = task.width * int64_t(sizeof(In));
+  if (task.run_count == 0) {
+    return;
+  }
+  const Run& last = task.runs[task.run_count - 1];
+  const int64_t end = last.begin + last.count;
   for (int64_t r = 0; r < task.run_count; ++r) {
-    if (r + kPrefetchRows < task.run_count) {
-      const int64_t token = task.runs[r + kPrefetchRows].begin;
-      prefetch_row(rows + int64_t(task.tokens[token].position) * stride, row_bytes);
-    }
-    sum_run<In, Out>(task.runs[r], task);
+    sum_run<In, Out>(task.runs[r], task, end - task.runs[r].begin);
   }
 }
 

@@ -10,7 +10,7 @@
 #include <type_traits>
 
 #define EMBED_EXT_CAPABILITY avx2
-#define EMBED_EXT_HAS_F16C
+#define EMBED_EXT_VECTOR_BYTES 32
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else

@@ -10,7 +10,7 @@
 #include <type_traits>
 
 #define EMBED_EXT_CAPABILITY avx512
-#define EMBED_EXT_HAS_F16C
+#define EMBED_EXT_VECTOR_BYTES 64
 #if defined(__clang__)
 #pragma clang attribute push(                                                    \
     __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c"))), \

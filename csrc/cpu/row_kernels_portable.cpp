@@ -3,8 +3,13 @@
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include <cstring>
 #include <type_traits>
 
 #define EMBED_EXT_CAPABILITY portable
+#define EMBED_EXT_VECTOR_BYTES 16
 #include "row_kernels.inl"
