@@ -5,6 +5,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "autograd/node.h"
+#include "cpu/kept_gradient.h"
 #include "cpu/row_kernels.h"
 #include "index_check.h"
 
@@ -52,24 +53,34 @@ bool unpack_flag(PyObject* object) {
   return truth != 0;
 }
 
-// embedding(weight, indices, padding_idx, scale_grad_by_freq, sparse), positional only.
+// embedding(weight, indices, padding_idx, scale_grad_by_freq, sparse, kept_gradient=None),
+// positional only.
 //
 // A plain C function rather than a pybind11 one, and without torch.ops' argument matching, because
 // for small lookups these would take longer than the lookup.
 PyObject* embedding_entry(PyObject* /*module*/, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  TORCH_CHECK_TYPE(count == 5, "embedding(): takes 5 arguments, but got ", count);
+  TORCH_CHECK_TYPE(count == 5 || count == 6, "embedding(): takes 5 or 6 arguments, but got ",
+                   count);
   if (!THPVariable_CheckExact(args[0]) || !THPVariable_CheckExact(args[1]) ||
       at::impl::torch_function_mode_enabled()) {
-    return PyObject_Vectorcall(general_path().ptr(), args, count, nullptr);
+    return PyObject_Vectorcall(general_path().ptr(), args, 5, nullptr);
   }
   const at::Tensor& weight = THPVariable_Unpack(args[0]);
   const at::Tensor& indices = THPVariable_Unpack(args[1]);
   const int64_t padding_idx = resolve_padding_idx(args[2], weight);
   const bool scale_grad_by_freq = unpack_flag(args[3]);
   const bool sparse = unpack_flag(args[4]);
+  std::shared_ptr<cpu::KeptGradient> kept;
+  if (count == 6 && args[5] != Py_None) {
+    kept = py::cast<std::shared_ptr<cpu::KeptGradient>>(py::handle(args[5]));
+  }
   at::Tensor out = [&] {
     const py::gil_scoped_release no_gil;
+    std::optional<cpu::KeptGradientScope> scope;
+    if (kept != nullptr) {
+      scope.emplace(std::move(kept));
+    }
     return embedding_op().call(weight, indices, padding_idx, scale_grad_by_freq, sparse);
   }();
   return THPVariable_Wrap(std::move(out));
@@ -80,7 +91,7 @@ PyMethodDef embedding_method = {
     "embedding", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&embedding_entry)),
     METH_FASTCALL,
     "embedding(weight, indices, padding_idx, scale_grad_by_freq, "
-    "sparse) -> Tensor"};
+    "sparse, kept_gradient=None) -> Tensor"};
 
 py::dict build_config() {
   py::dict config;
@@ -128,6 +139,15 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   using namespace embed_ext;
   m.attr("embedding") =
       py::reinterpret_steal<py::object>(PyCFunction_New(&embedding_method, nullptr));
+  py::class_<cpu::KeptGradient, std::shared_ptr<cpu::KeptGradient>>(m, "KeptGradient")
+      .def(py::init<>())
+      .def_property_readonly("bytes", &cpu::KeptGradient::bytes)
+      .def("drop", &cpu::KeptGradient::drop)
+      // A copy begins with nothing: two tables do not share the memory of one gradient.
+      .def(py::pickle([](const cpu::KeptGradient&) { return py::tuple(); },
+                      [](const py::tuple&) { return std::make_shared<cpu::KeptGradient>(); }));
+  m.def("set_verify_kept_gradients", &cpu::set_verify_kept_gradients);
+  m.def("verify_kept_gradients", &cpu::verify_kept_gradients);
   m.def("set_general_path", [](py::object handler) { general_path() = std::move(handler); });
   m.def("build_config", &build_config);
   m.def("cpu_capability", [] { return cpu::capability_name(cpu::capability()); });

@@ -12,6 +12,7 @@ from embed_ext import _library as _library  # loads the compiled part; everythin
 from embed_ext import functional, reference
 from embed_ext._index_check import check_indices, index_check, set_index_check
 from embed_ext._info import build_info
+from embed_ext._kept_gradient import set_verify_kept_gradients, verify_kept_gradients
 from embed_ext._version import __version__
 from embed_ext.function import EmbeddingFunction
 from embed_ext.modules import Embedding
@@ -26,4 +27,6 @@ __all__ = [
     "index_check",
     "reference",
     "set_index_check",
+    "set_verify_kept_gradients",
+    "verify_kept_gradients",
 ]

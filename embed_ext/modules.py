@@ -28,6 +28,23 @@ class Embedding(nn.Embedding):
         scale_grad_by_freq: divide a row's gradient by the number of times the batch names it.
         sparse: make the gradient of `weight` a sparse tensor.
         device, dtype: of the table.
+        keep_grad_buffer: keep the memory of a dense gradient from one backward to the next, and
+            clear only the rows that were written in it; also an attribute, to be set at any time.
+            See below.
+
+    With `keep_grad_buffer` a training step costs what the rows it uses cost, also in page faults;
+    the price is the memory of one gradient, kept until the module goes or the attribute is set to
+    False. The memory is used again once `weight.grad` is gone, as after ``zero_grad()``; if it is
+    still there, the next gradient is added to it row by row. Other gradients are made as ever: on
+    CUDA, with `sparse`, under torch.compile and torch.func, with ``create_graph``.
+
+    It relies on nobody else writing to the other rows of a gradient. In-place operations, such as
+    gradient clipping's, are noticed by the tensor's version and cost one clearing of the whole
+    table; a gradient that is still held somewhere is left alone. Not noticed are writes that hide
+    from autograd and then let go: through ``weight.grad.data``, a NumPy view, or a collective
+    called on ``weight.grad`` by hand. After these call
+    ``torch.autograd.graph.increment_version(weight.grad)``.
+    :func:`embed_ext.set_verify_kept_gradients` searches every gradient for them.
 
     Shape:
         input ``(*)`` -> output ``(*, embedding_dim)``
@@ -40,6 +57,60 @@ class Embedding(nn.Embedding):
         >>> table(torch.tensor([0, 4], dtype=torch.uint8))[0].tolist()
         [0.0, 0.0, 0.0]
     """
+
+    # Of the class, so that a module whose __init__ never ran, such as an unpickled one, has it too.
+    # A comment gives the type, because torch.jit.script would read an annotation.
+    _kept_gradient = None  # type: _C.KeptGradient | None
+    __jit_unused_properties__ = ["keep_grad_buffer"]
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
+        _weight: Tensor | None = None,
+        _freeze: bool = False,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        keep_grad_buffer: bool = False,
+    ) -> None:
+        super().__init__(
+            num_embeddings,
+            embedding_dim,
+            padding_idx,
+            max_norm,
+            norm_type,
+            scale_grad_by_freq,
+            sparse,
+            _weight,
+            _freeze,
+            device,
+            dtype,
+        )
+        if keep_grad_buffer:
+            self.keep_grad_buffer = True
+
+    @property
+    def keep_grad_buffer(self) -> bool:
+        """Whether the memory of the gradient is kept; see the class."""
+        return self._kept_gradient is not None
+
+    @keep_grad_buffer.setter
+    def keep_grad_buffer(self, keep: bool) -> None:
+        if keep and self.sparse:
+            raise ValueError("keep_grad_buffer: a sparse gradient has no buffer; use sparse=False")
+        if keep != self.keep_grad_buffer:
+            self._kept_gradient = _C.KeptGradient() if keep else None
+
+    def extra_repr(self) -> str:
+        """Return nn.Embedding's, and what is not the default."""
+        text = super().extra_repr()
+        return f"{text}, keep_grad_buffer=True" if self.keep_grad_buffer else text
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the rows that `input` names; see :func:`embed_ext.functional.embedding`."""
@@ -61,7 +132,12 @@ class Embedding(nn.Embedding):
                 weight = self.weight
             if self.max_norm is None and not is_compiling():
                 return _C.embedding(
-                    weight, input, self.padding_idx, self.scale_grad_by_freq, self.sparse
+                    weight,
+                    input,
+                    self.padding_idx,
+                    self.scale_grad_by_freq,
+                    self.sparse,
+                    self._kept_gradient,
                 )
             return functional.embedding(
                 input,

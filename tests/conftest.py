@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 import torch
 
+import embed_ext
 from tests.common import HAS_CUDA
 
 
@@ -22,6 +24,14 @@ def device(request: pytest.FixtureRequest) -> str:
 def seeded() -> None:
     """Random numbers that a test does not seed itself are the same in every run."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def verified_gradients() -> Iterator[None]:
+    """Every kept gradient is searched for numbers that should not be there."""
+    embed_ext.set_verify_kept_gradients(True)
+    yield
+    embed_ext.set_verify_kept_gradients(False)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,6 +1,13 @@
 // d embedding / d weight: the gradient of a gather is a scatter-add, dense or sparse.
+//
+// In an ordinary backward() on the CPU it goes straight to where it is kept: it is added to a .grad
+// that is there already, or written to the memory of the gradient before (KeptGradient).
+#include <ATen/record_function.h>
 #include <torch/library.h>
 
+#include "../cpu/dense_gradient.h"
+#include "../cpu/kept_gradient.h"
+#include "accumulate.h"
 #include "node.h"
 
 namespace embed_ext {
@@ -15,16 +22,55 @@ at::Tensor scatter_add(const at::Tensor& grad, const at::Tensor& indices,
 }
 
 struct EmbeddingBackward : public LookupNode {
+  std::shared_ptr<cpu::KeptGradient> kept;
+
   std::string name() const override { return "embed_ext::EmbeddingBackward"; }
   Formula formula() const override { return &scatter_add; }
+  std::optional<at::Tensor> in_place(const at::Tensor& grad_output,
+                                     const at::Tensor& saved_indices) override;
 };
+
+// grad_output [..., D], saved_indices [...]. The result is undefined if it was added to .grad.
+std::optional<at::Tensor> EmbeddingBackward::in_place(const at::Tensor& grad_output,
+                                                      const at::Tensor& saved_indices) {
+  if (sparse || grad_output.is_complex() || !is_plain_cpu_call(grad_output) ||
+      !is_plain_cpu_call(saved_indices) || num_weights.is_heap_allocated() ||
+      padding_idx.is_heap_allocated()) {
+    return std::nullopt;
+  }
+  const cpu::DenseGradient task{grad_output, saved_indices, num_weights.expect_int(),
+                                padding_idx.expect_int(), scale_grad_by_freq};
+  constexpr const char* op = "embedding_dense_backward";
+  RECORD_FUNCTION("embed_ext::embedding_dense_backward", {});  // for profilers: no operator runs
+  if (const GradToAddTo existing(*this, grad_output); existing) {
+    std::vector<int64_t> used_rows;
+    cpu::sum_gradient(op, task, cpu::Sums::kAdded, [&](std::vector<int64_t>& rows) {
+      used_rows.swap(rows);
+      return existing.tensor();
+    });
+    if (kept != nullptr) {
+      kept->bump_version(existing.tensor(), std::move(used_rows));
+    } else {
+      torch::autograd::impl::bump_version(existing.tensor());
+    }
+    return at::Tensor();
+  }
+  if (kept == nullptr) {
+    return std::nullopt;
+  }
+  return cpu::sum_gradient(op, task, cpu::Sums::kWritten, [&](std::vector<int64_t>& rows) {
+    return kept->zeros(task.num_weights, grad_output.size(-1), std::move(rows),
+                       grad_output.options());
+  });
+}
 
 // weight [V, D], indices [...] -> [..., D]
 at::Tensor embedding(c10::DispatchKeySet keys, const at::Tensor& weight, const at::Tensor& indices,
                      c10::SymInt padding_idx, bool scale_grad_by_freq, bool sparse) {
   // A weight of another rank is turned down below, by the check that every device shares.
   const auto num_weights = weight.dim() == 2 ? weight.sym_size(0) : c10::SymInt(0);
-  return record_linear<EmbeddingBackward>(
+  const auto kept = cpu::KeptGradientScope::take();
+  auto out = record_linear<EmbeddingBackward>(
       weight, indices, num_weights, padding_idx, scale_grad_by_freq, sparse,
       [&](const at::Tensor& table) {
         return embedding_op().redispatch(keys & c10::after_autograd_keyset, table, indices,
@@ -33,6 +79,12 @@ at::Tensor embedding(c10::DispatchKeySet keys, const at::Tensor& weight, const a
       [&](const at::Tensor& tangent) {
         return embedding_op().call(tangent, indices, padding_idx, scale_grad_by_freq, sparse);
       });
+  if (kept != nullptr) {
+    if (auto* node = dynamic_cast<EmbeddingBackward*>(out.grad_fn().get())) {
+      node->kept = kept;
+    }
+  }
+  return out;
 }
 
 }  // namespace

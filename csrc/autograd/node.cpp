@@ -31,8 +31,11 @@ variable_list LookupNode::apply(variable_list&& grads) {
   if (!grads[0].defined() || !task_should_compute_output(0)) {
     return {at::Tensor()};
   }
-  return {
-      formula()(grads[0], indices.unpack(), num_weights, padding_idx, scale_grad_by_freq, sparse)};
+  const at::Tensor saved = indices.unpack();  // once: it may run a user's hook
+  if (auto done = in_place(grads[0], saved)) {
+    return {std::move(*done)};
+  }
+  return {formula()(grads[0], saved, num_weights, padding_idx, scale_grad_by_freq, sparse)};
 }
 
 void LookupNode::release_variables() {

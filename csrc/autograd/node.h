@@ -8,6 +8,7 @@
 #include <torch/csrc/dynamo/compiled_autograd.h>
 
 #include <memory>
+#include <optional>
 #include <type_traits>
 
 namespace embed_ext {
@@ -52,6 +53,12 @@ struct LookupNode : public torch::autograd::TraceableFunction {
 
   // A plain function, so that compiled autograd can hold on to it without this node.
   virtual Formula formula() const = 0;
+
+  // The same without going through the operators, where the call allows it; nothing where not.
+  virtual std::optional<at::Tensor> in_place(const at::Tensor& /*grad*/,
+                                             const at::Tensor& /*indices*/) {
+    return std::nullopt;
+  }
 
   variable_list apply(variable_list&& grads) override;
   void release_variables() override;

@@ -20,16 +20,6 @@ constexpr const char* kOp = "embedding";
 // Bytes a thread should at least copy before a second one pays for its start.
 constexpr int64_t kGrainBytes = 1 << 17;
 
-// From here on an output displaces most of what the caches hold, the table's rows among it, long
-// before anybody reads it: it goes past them. Measured with a consumer that reads all of it.
-constexpr int64_t kStreamBytes = int64_t(8) << 20;
-constexpr int64_t kCacheLine = 64;
-
-bool worth_streaming(const void* out, int64_t out_bytes, int64_t row_bytes) {
-  return out_bytes >= kStreamBytes && row_bytes % kCacheLine == 0 &&
-         reinterpret_cast<uintptr_t>(out) % kCacheLine == 0;
-}
-
 // Rows whose elements do not lie side by side (a transposed table): element by element, so that
 // the table itself is never copied. table_stride is in bytes, element_stride in elements.
 template <class Element, class Index>

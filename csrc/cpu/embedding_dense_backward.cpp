@@ -13,6 +13,7 @@
 #include <algorithm>
 
 #include "../checks.h"
+#include "dense_gradient.h"
 #include "fresh_memory.h"
 #include "group_by_row.h"
 #include "indices.h"
@@ -35,9 +36,9 @@ struct Plan {
   std::vector<TokenT> scratch_tokens;
 };
 
-// table [V, D], rows row_bytes long. Partial runs get their scratch rows once these are allocated.
+// table [V, D], rows row_bytes apart. Partial runs get their scratch rows once these are allocated.
 template <class TokenT>
-Plan<TokenT> plan_runs(const std::vector<TokenT>& tokens, int64_t used_rows, char* table,
+Plan<TokenT> plan_runs(const std::vector<TokenT>& tokens, size_t used_rows, char* table,
                        int64_t row_bytes, bool scale_grad_by_freq) {
   Plan<TokenT> plan;
   plan.direct.reserve(used_rows);
@@ -65,7 +66,7 @@ Plan<TokenT> plan_runs(const std::vector<TokenT>& tokens, int64_t used_rows, cha
 // Splits the runs among threads by the tokens they hold, not by their number.
 template <class In, class Out, class TokenT>
 void sum_in_parallel(const std::vector<Run>& runs, const std::vector<TokenT>& tokens,
-                     const void* rows, int64_t row_stride, int64_t width) {
+                     const void* rows, int64_t row_stride, int64_t width, bool add, bool streamed) {
   const auto first_run_from = [&](int64_t token) {
     return std::lower_bound(runs.begin(), runs.end(), token,
                             [](const Run& run, int64_t value) { return run.begin < value; }) -
@@ -77,7 +78,7 @@ void sum_in_parallel(const std::vector<Run>& runs, const std::vector<TokenT>& to
     const int64_t first = first_run_from(begin);
     const int64_t last = first_run_from(end);
     sum_runs<In, Out>(SumTask<TokenT>{runs.data() + first, last - first, tokens.data(), rows,
-                                      row_stride, width, false});
+                                      row_stride, width, add, streamed});
   });
 }
 
@@ -90,54 +91,62 @@ struct GradRows {
 };
 
 template <class T, class TokenT, class Index>
-at::Tensor sum_by_row(const GradRows& rows, const Index* indices, int64_t num_weights,
-                      int64_t padding_idx, bool scale_grad_by_freq) {
+at::Tensor sum_by_row(const GradRows& rows, const Index* indices, const DenseGradient& task,
+                      Sums sums, const TableOf& table_of) {
   using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
   const int64_t width = rows.width;
-  const auto tokens = group_by_row<TokenT>(indices, rows.count, num_weights, padding_idx);
-  int64_t used_rows = 0;
-  for_each_run(tokens, [&](int64_t, int64_t) { ++used_rows; });
-  auto out = zero_rows(num_weights, width, used_rows, rows.grad.options());
+  const auto tokens = group_by_row<TokenT>(indices, rows.count, task.num_weights, task.padding_idx);
+  std::vector<int64_t> used_rows;
+  for_each_run(tokens, [&](int64_t begin, int64_t) { used_rows.push_back(tokens[begin].row); });
+  const size_t used = used_rows.size();
+  at::Tensor table = table_of(used_rows);
   if (width == 0 || tokens.empty()) {
-    return out;
+    return table;
   }
-  auto plan = plan_runs(tokens, used_rows, reinterpret_cast<char*>(out.mutable_data_ptr<T>()),
-                        width * static_cast<int64_t>(sizeof(T)), scale_grad_by_freq);
+  auto plan = plan_runs(tokens, used, reinterpret_cast<char*>(table.mutable_data_ptr<T>()),
+                        table.stride(0) * static_cast<int64_t>(sizeof(T)), task.scale_grad_by_freq);
+  const bool add = sums == Sums::kAdded;
+  const int64_t row_bytes = width * static_cast<int64_t>(sizeof(T));
+  const bool streamed =
+      table.is_contiguous() &&
+      worth_streaming(table.const_data_ptr<T>(), task.num_weights * row_bytes, row_bytes);
   const T* data = rows.grad.const_data_ptr<T>();
-  sum_in_parallel<T, T>(plan.direct, tokens, data, rows.stride, width);
+  sum_in_parallel<T, T>(plan.direct, tokens, data, rows.stride, width, add, streamed);
   if (!plan.partial.empty()) {
     std::vector<Acc> scratch(plan.partial.size() * width);
     for (size_t k = 0; k < plan.partial.size(); ++k) {
       plan.partial[k].out = scratch.data() + k * width;
     }
-    sum_in_parallel<T, Acc>(plan.partial, tokens, data, rows.stride, width);
-    sum_in_parallel<Acc, T>(plan.combine, plan.scratch_tokens, scratch.data(), width, width);
+    sum_in_parallel<T, Acc>(plan.partial, tokens, data, rows.stride, width, /*add=*/false,
+                            /*streamed=*/false);
+    sum_in_parallel<Acc, T>(plan.combine, plan.scratch_tokens, scratch.data(), width, width, add,
+                            /*streamed=*/false);
   }
-  return out;
+  return table;
 }
 
 template <class T, class Index>
-at::Tensor sum_by_row(const GradRows& rows, const Index* indices, int64_t num_weights,
-                      int64_t padding_idx, bool scale_grad_by_freq) {
-  if (fits_narrow_token(num_weights, rows.count)) {
-    return sum_by_row<T, Token>(rows, indices, num_weights, padding_idx, scale_grad_by_freq);
+at::Tensor sum_by_row(const GradRows& rows, const Index* indices, const DenseGradient& task,
+                      Sums sums, const TableOf& table_of) {
+  if (fits_narrow_token(task.num_weights, rows.count)) {
+    return sum_by_row<T, Token>(rows, indices, task, sums, table_of);
   }
-  return sum_by_row<T, WideToken>(rows, indices, num_weights, padding_idx, scale_grad_by_freq);
+  return sum_by_row<T, WideToken>(rows, indices, task, sums, table_of);
 }
 
 // rows [N, D] of a real dtype, index [N] in range
 template <class Index>
-at::Tensor dispatch_dtype(const GradRows& rows, const Index* index, int64_t num_weights,
-                          int64_t padding_idx, bool scale_grad_by_freq) {
+at::Tensor dispatch_dtype(const GradRows& rows, const Index* index, const DenseGradient& task,
+                          Sums sums, const TableOf& table_of) {
   switch (rows.grad.scalar_type()) {
     case at::kDouble:
-      return sum_by_row<double>(rows, index, num_weights, padding_idx, scale_grad_by_freq);
+      return sum_by_row<double>(rows, index, task, sums, table_of);
     case at::kBFloat16:
-      return sum_by_row<c10::BFloat16>(rows, index, num_weights, padding_idx, scale_grad_by_freq);
+      return sum_by_row<c10::BFloat16>(rows, index, task, sums, table_of);
     case at::kHalf:
-      return sum_by_row<c10::Half>(rows, index, num_weights, padding_idx, scale_grad_by_freq);
+      return sum_by_row<c10::Half>(rows, index, task, sums, table_of);
     default:
-      return sum_by_row<float>(rows, index, num_weights, padding_idx, scale_grad_by_freq);
+      return sum_by_row<float>(rows, index, task, sums, table_of);
   }
 }
 
@@ -152,23 +161,34 @@ at::Tensor embedding_dense_backward(const at::Tensor& grad_output, const at::Ten
         cpu::embedding_dense_backward(real, indices, num_weights, padding_idx, scale_grad_by_freq);
     return at::view_as_complex(out.view({num_weights, grad_output.size(-1), 2}));
   }
-  const int64_t width = grad_output.size(-1);
-  // A contiguous gradient, the usual one, is its own [N, D] matrix: no view is made of it.
-  auto grad =
-      grad_output.is_contiguous() ? grad_output : grad_output.reshape({indices.numel(), width});
-  if (grad.stride(-1) != 1) {
-    grad = grad.contiguous();
-  }
-  const auto index_tensor = kernel_indices(indices);
-  return with_index_pointer(index_tensor, [&](const auto* index) {
-    check_index_range(kOp, index, indices.numel(), indices.sizes(), num_weights);
-    const int64_t stride = grad.is_contiguous() ? width : grad.stride(0);
-    return dispatch_dtype(GradRows{grad, indices.numel(), width, stride}, index, num_weights,
-                          padding_idx, scale_grad_by_freq);
+  const DenseGradient task{grad_output, indices, num_weights, padding_idx, scale_grad_by_freq};
+  return sum_gradient(kOp, task, Sums::kWritten, [&](const std::vector<int64_t>& used_rows) {
+    return zero_rows(num_weights, grad_output.size(-1), static_cast<int64_t>(used_rows.size()),
+                     grad_output.options());
   });
 }
 
 }  // namespace
+
+at::Tensor sum_gradient(const char* op, const DenseGradient& task, Sums sums,
+                        const TableOf& table_of) {
+  check_grad(op, task.grad_output, task.indices, task.num_weights);
+  const int64_t count = task.indices.numel();
+  const int64_t width = task.grad_output.size(-1);
+  // A contiguous gradient, the usual one, is its own [N, D] matrix: no view is made of it.
+  auto grad = task.grad_output.is_contiguous() ? task.grad_output
+                                               : task.grad_output.reshape({count, width});
+  if (grad.stride(-1) != 1) {
+    grad = grad.contiguous();
+  }
+  const auto index_tensor = kernel_indices(task.indices);
+  return with_index_pointer(index_tensor, [&](const auto* index) {
+    check_index_range(op, index, count, task.indices.sizes(), task.num_weights);
+    const int64_t stride = grad.is_contiguous() ? width : grad.stride(0);
+    return dispatch_dtype(GradRows{grad, count, width, stride}, index, task, sums, table_of);
+  });
+}
+
 }  // namespace embed_ext::cpu
 
 TORCH_LIBRARY_IMPL(embed_ext, CPU, m) {

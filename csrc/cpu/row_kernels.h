@@ -53,6 +53,16 @@ struct SumTask {
   int64_t row_stride;
   int64_t width;  // D
   bool add;
+  bool streamed;  // rows that are only copied go past the caches; as in GatherTask
+};
+
+// Rows of a table to be set to zero.
+struct ClearTask {
+  char* table;          // [V, row_bytes]
+  const int64_t* rows;  // [count]
+  int64_t count;
+  int64_t row_bytes;
+  bool streamed;  // as in GatherTask
 };
 
 #define EMBED_EXT_DECLARE_ROW_KERNELS(ns)      \
@@ -61,6 +71,7 @@ struct SumTask {
   void gather_rows(const GatherTask<Index>&);  \
   template <class In, class Out, class TokenT> \
   void sum_runs(const SumTask<TokenT>&);       \
+  void clear_rows(const ClearTask&);           \
   }
 EMBED_EXT_DECLARE_ROW_KERNELS(portable)
 #if defined(__x86_64__)
@@ -95,6 +106,30 @@ void sum_runs(const SumTask<TokenT>& task) {
     default:
       return portable::sum_runs<In, Out>(task);
   }
+}
+
+inline void clear_rows(const ClearTask& task) {
+  switch (capability()) {
+#if defined(__x86_64__)
+    case Capability::kAvx512:
+      return avx512::clear_rows(task);
+    case Capability::kAvx2:
+      return avx2::clear_rows(task);
+#endif
+    default:
+      return portable::clear_rows(task);
+  }
+}
+
+// From here on, what is written displaces most of what the caches hold long before anybody reads
+// it, so that it better goes past them. Measured with a consumer that reads all of it.
+constexpr int64_t kStreamBytes = int64_t(8) << 20;
+
+// Whether rows [..., row_bytes] at `out`, `bytes` in all, can and should be streamed.
+inline bool worth_streaming(const void* out, int64_t bytes, int64_t row_bytes) {
+  constexpr int64_t kCacheLine = 64;
+  return bytes >= kStreamBytes && row_bytes % kCacheLine == 0 &&
+         reinterpret_cast<uintptr_t>(out) % kCacheLine == 0;
 }
 
 }  // namespace embed_ext::cpu

@@ -39,6 +39,22 @@ inline void stream_lines(char* to, const char* from, int64_t bytes) {
 #endif
 }
 
+inline void stream_zeros(char* to, int64_t bytes) {
+#if defined(__x86_64__)
+  for (int64_t at = 0; at < bytes; at += EMBED_EXT_VECTOR_BYTES) {
+#if EMBED_EXT_VECTOR_BYTES == 64
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to + at), _mm512_setzero_si512());
+#elif EMBED_EXT_VECTOR_BYTES == 32
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + at), _mm256_setzero_si256());
+#else
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to + at), _mm_setzero_si128());
+#endif
+  }
+#else
+  std::memset(to, 0, bytes);
+#endif
+}
+
 // Streamed stores are ordered with nothing: other threads may read what was copied after this.
 inline void finish_streaming() {
 #if defined(__x86_64__)
@@ -263,7 +279,13 @@ void sum_run(const Run& run, const SumTask<TokenT>& task, int64_t available) {
   if constexpr (std::is_same_v<In, Out>) {
     if (run.count == 1 && run.divisor == 1 && !task.add) {
       sum.prefetch(0, 0, task.width);
-      std::memcpy(run.out, sum.row(0), task.width * sizeof(In));
+      const auto* from = reinterpret_cast<const char*>(sum.row(0));
+      const auto bytes = task.width * int64_t(sizeof(In));
+      if (task.streamed) {
+        stream_lines(static_cast<char*>(run.out), from, bytes);
+      } else {
+        std::memcpy(run.out, from, bytes);
+      }
       return;
     }
   }
@@ -302,6 +324,23 @@ void sum_runs(const SumTask<TokenT>& task) {
   const int64_t end = last.begin + last.count;
   for (int64_t r = 0; r < task.run_count; ++r) {
     sum_run<In, Out>(task.runs[r], task, end - task.runs[r].begin);
+  }
+  if (task.streamed) {
+    finish_streaming();
+  }
+}
+
+void clear_rows(const ClearTask& task) {
+  for (int64_t i = 0; i < task.count; ++i) {
+    char* row = task.table + task.rows[i] * task.row_bytes;
+    if (task.streamed) {
+      stream_zeros(row, task.row_bytes);
+    } else {
+      std::memset(row, 0, task.row_bytes);
+    }
+  }
+  if (task.streamed) {
+    finish_streaming();
   }
 }
 

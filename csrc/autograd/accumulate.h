@@ -1,0 +1,27 @@
+// Where a lookup's gradient goes next, if that can be known before it is computed.
+#pragma once
+
+#include <torch/csrc/autograd/function.h>
+
+namespace embed_ext {
+
+// Whether `tensor` is nothing but a dense CPU tensor in this call: no subclass, no transform, no
+// mode that would want to see an operator run on it, and no gradient of a gradient being recorded.
+bool is_plain_cpu_call(const at::Tensor& tensor);
+
+// Holds AccumulateGrad's lock while its variable's .grad is added to.
+class GradToAddTo {
+ public:
+  // The .grad that `node`'s only gradient is about to be added to by a plain backward(): already
+  // there, dense and of grad_output's dtype, with nobody who asked to see the increment.
+  GradToAddTo(torch::autograd::Node& node, const at::Tensor& grad_output);
+
+  explicit operator bool() const { return grad_.defined(); }
+  const at::Tensor& tensor() const { return grad_; }
+
+ private:
+  std::unique_lock<std::mutex> lock_;
+  at::Tensor grad_;
+};
+
+}  // namespace embed_ext

@@ -1,0 +1,61 @@
+// The memory of a table's dense gradient, kept from one backward to the next.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+#include <mutex>
+#include <vector>
+
+namespace embed_ext::cpu {
+
+// Keeps the memory of the last gradient that it handed out, and the rows that were written in it:
+// the next gradient then clears these rows and not a whole table.
+//
+// That is right only if nobody else wrote anything else there. Before memory is used again,
+//   - nobody else may hold it (the count of the storage's owners): else new memory is taken;
+//   - no in-place operation may have changed it (the version counter): else all of it is cleared.
+// What goes past both, such as a write through .data that was let go of again, is not seen; with
+// set_verify(true) each gradient is searched for it.
+class KeptGradient {
+ public:
+  // A [num_rows, width] tensor that is zero in every row, of which `used_rows` are about to be
+  // written.
+  at::Tensor zeros(int64_t num_rows, int64_t width, std::vector<int64_t>&& used_rows,
+                   const at::TensorOptions& options);
+
+  // Bumps the version of `grad`, of which `rows` were written, and keeps track of them if it is the
+  // gradient handed out last.
+  void bump_version(const at::Tensor& grad, std::vector<int64_t>&& rows);
+
+  void drop();
+  int64_t bytes() const;  // of the memory kept
+
+ private:
+  bool reusable(int64_t bytes) const;
+  void clear(int64_t row_bytes);
+  void verify(int64_t row_bytes) const;
+
+  mutable std::mutex mutex_;
+  c10::Storage storage_;
+  c10::VariableVersion version_;  // shared with the gradient handed out, without owning it
+  uint32_t expected_version_ = 0;
+  std::vector<int64_t> rows_;
+};
+
+// The one that the lookup now being recorded is to use, if any. It is handed over beside the
+// operator's arguments, because it is no part of what the operator computes.
+class KeptGradientScope {
+ public:
+  explicit KeptGradientScope(std::shared_ptr<KeptGradient> kept);
+  ~KeptGradientScope();
+  KeptGradientScope(const KeptGradientScope&) = delete;
+  KeptGradientScope& operator=(const KeptGradientScope&) = delete;
+
+  static std::shared_ptr<KeptGradient> take();
+};
+
+void set_verify_kept_gradients(bool on);
+bool verify_kept_gradients();
+
+}  // namespace embed_ext::cpu
