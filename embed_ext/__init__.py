@@ -9,23 +9,31 @@ torch.Size([2, 2, 3])
 from __future__ import annotations
 
 from embed_ext import _library as _library  # loads the compiled part; everything below needs it
-from embed_ext import functional, reference
+from embed_ext import functional, reference, routing
 from embed_ext._index_check import check_indices, index_check, set_index_check
 from embed_ext._info import build_info
 from embed_ext._kept_gradient import set_verify_kept_gradients, verify_kept_gradients
 from embed_ext._version import __version__
+from embed_ext.convert import ConversionReport, convert, revert
 from embed_ext.function import EmbeddingFunction
 from embed_ext.modules import Embedding
+from embed_ext.routing import route, routed
 
 __all__ = [
+    "ConversionReport",
     "Embedding",
     "EmbeddingFunction",
     "__version__",
     "build_info",
     "check_indices",
+    "convert",
     "functional",
     "index_check",
     "reference",
+    "revert",
+    "route",
+    "routed",
+    "routing",
     "set_index_check",
     "set_verify_kept_gradients",
     "verify_kept_gradients",
