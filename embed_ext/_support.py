@@ -27,7 +27,7 @@ DEVICES = {"cpu", "meta", "cuda"} if _HAS_CUDA else {"cpu", "meta"}
 def why_not(weight: object) -> str | None:
     """Say why the ops do not take this table [V, D]; None if they do."""
     if type(weight) not in TENSOR_TYPES:
-        return f"its weight is a {type(weight).__name__}, for which embed_ext has no rules"
+        return f"its weight is of type {type(weight).__name__}, for which embed_ext has no rules"
     assert isinstance(weight, Tensor)
     if weight.is_quantized:
         return f"its weight has the quantized dtype {weight.dtype}"

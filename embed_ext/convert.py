@@ -230,6 +230,8 @@ def _why_not_converted(module: nn.Module) -> str | None:
 
 def _why_not_reverted(module: nn.Module) -> str | None:
     if type(module) is Embedding:
+        if "forward" in vars(module):
+            return "its forward was replaced on the instance, and may call the one to be removed"
         return None
     if isinstance(module, Embedding):
         if is_parametrized(module):

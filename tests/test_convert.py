@@ -342,7 +342,7 @@ def test_patched_forward_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tables_that_the_ops_do_not_take_are_left() -> None:
     table = nn.Embedding(5, 3)
     table.weight = nn.Parameter(torch.rand(5, 3).as_subclass(Wrapped))
-    assert "is a Wrapped, for which embed_ext has no rules" in only_left(table)
+    assert "is of type Wrapped, for which embed_ext has no rules" in only_left(table)
     table = nn.Embedding(5, 3, _freeze=True)
     table.weight = nn.Parameter(torch.rand(5, 3).to_sparse(), requires_grad=False)
     assert "layout torch.sparse_coo" in only_left(table)
