@@ -35,7 +35,7 @@ CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -
 .DELETE_ON_ERROR:
 # Two pips must not write to one environment.
 .NOTPARALLEL:
-.PHONY: help preflight build test demo bench lint format sanitize cuda-check cuda-build \
+.PHONY: help preflight build test test-models demo bench lint format sanitize cuda-check cuda-build \
 	dist-check gpu-check clean
 
 help:  ## list the targets
@@ -65,7 +65,14 @@ $(VENV)/.installed-torch: $(VENV)/pyvenv.cfg
 
 $(VENV)/.installed-%: pyproject.toml tools/extras.py $(VENV)/.installed-torch
 	$(PY) tools/extras.py $* > $@.txt
-	$(PY) -m pip install --quiet -r $@.txt
+	$(PY) tools/extras.py torch > $(VENV)/.torch.txt
+	$(PY) -m pip install --quiet --constraint $(VENV)/.torch.txt -r $@.txt
+	@touch $@
+
+# torchrec requires the CUDA build of what is installed here for the CPU.
+$(VENV)/.installed-torchrec: pyproject.toml tools/extras.py $(VENV)/.installed-models
+	$(PY) tools/extras.py torchrec > $@.txt
+	$(PY) -m pip install --quiet --no-deps -r $@.txt
 	@touch $@
 
 build: $(call needs,build) | preflight  ## compile the extension in place
@@ -73,6 +80,9 @@ build: $(call needs,build) | preflight  ## compile the extension in place
 
 test: build $(call needs,test)  ## run the tests
 	$(PY) -m pytest $$($(PY) tools/pytest_options.py) $(TEST_ARGS)
+
+test-models: build $(call needs,test models torchrec)  ## swap the lookups of real models
+	$(PY) -m pytest $$($(PY) tools/pytest_options.py) tests/models $(TEST_ARGS)
 
 demo: build $(call needs,bench)  ## train skip-gram with nn.Embedding and with this one
 	PYTHONPATH=. $(PY) examples/train_skipgram.py $(DEMO_ARGS)

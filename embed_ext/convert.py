@@ -178,6 +178,7 @@ def _swap(
             # The two classes have the same layout and all state is in __dict__: no copy, no
             # second object for whoever holds this one. torch's parametrize does the same.
             module.__class__ = target
+            vars(module).pop("forward", None)  # see _is_patched: the method of the class before
             swapped.append(entry)
     return ConversionReport(action, tuple(swapped), tuple(already), tuple(left))
 
@@ -203,6 +204,15 @@ def _is_scripted(module: nn.Module) -> bool:
     return isinstance(module, torch.jit.ScriptModule) and module.original_name == "Embedding"
 
 
+def _is_patched(module: nn.Module) -> bool:
+    # A hook that has put back what it replaced (Accelerate's do) leaves the class's own method.
+    forward = vars(module).get("forward")
+    if forward is None:
+        return False
+    own = getattr(forward, "__func__", None) is type(module).forward
+    return not (own and forward.__self__ is module)
+
+
 def _why_not_converted(module: nn.Module) -> str | None:
     # None: it can be; "": it is already.
     kind = type(module)
@@ -217,7 +227,7 @@ def _why_not_converted(module: nn.Module) -> str | None:
         if kind.forward is nn.Embedding.forward:
             return f"its class {name} is kept; {_ROUTED}"
         return f"its class {name} has a forward of its own; {_ROUTED_INSIDE}"
-    if "forward" in vars(module):
+    if _is_patched(module):
         return f"its forward was replaced on the instance; {_ROUTED_INSIDE}"
     stock = nn.Embedding.forward
     if stock.__module__ != nn.Embedding.__module__ or hasattr(stock, "__wrapped__"):
@@ -230,7 +240,7 @@ def _why_not_converted(module: nn.Module) -> str | None:
 
 def _why_not_reverted(module: nn.Module) -> str | None:
     if type(module) is Embedding:
-        if "forward" in vars(module):
+        if _is_patched(module):
             return "its forward was replaced on the instance, and may call the one to be removed"
         return None
     if isinstance(module, Embedding):

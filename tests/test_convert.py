@@ -334,9 +334,27 @@ def test_patched_forward_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     table = nn.Embedding(5, 3)
     table.forward = lambda input: torch.ones(1)  # type: ignore[method-assign]
     assert "replaced on the instance" in only_left(table)
+    table.forward = table.__class__.forward.__get__(nn.Embedding(5, 3))  # type: ignore[method-assign]
+    assert "replaced on the instance" in only_left(table)
     stock = nn.Embedding.forward
     monkeypatch.setattr(nn.Embedding, "forward", lambda self, input: stock(self, input) * 3)
     assert "nn.Embedding.forward itself was replaced" in only_left(nn.Embedding(5, 3))
+
+
+def test_forward_that_was_put_back_is_no_patch() -> None:
+    table = nn.Embedding(5, 3)
+    for swap, kind in ((convert, embed_ext.Embedding), (revert, nn.Embedding)):
+        table.forward = table.forward  # type: ignore[method-assign]
+        assert "forward" in vars(table)
+        assert len(swap(table).swapped) == 1
+        assert table.forward.__func__ is kind.forward  # type: ignore[attr-defined]
+
+
+def test_patched_forward_is_not_reverted() -> None:
+    table = embed_ext.Embedding(5, 3)
+    forward = table.forward
+    table.forward = lambda input: forward(input)  # type: ignore[method-assign]
+    assert "replaced on the instance" in revert(table).left[0].reason
 
 
 def test_tables_that_the_ops_do_not_take_are_left() -> None:

@@ -1,12 +1,14 @@
 """Print the pinned requirements of one group, one a line, for ``pip install -r``.
 
-python tools/extras.py test    # an extra of pyproject.toml: test, bench or dev
+python tools/extras.py test    # an extra of pyproject.toml, such as test or dev
 python tools/extras.py build   # what a build without isolation needs, except torch
+python tools/extras.py torch   # the torch that is installed, as a constraint: pip must not change it
 """
 
 from __future__ import annotations
 
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
 
 
 def requirements(group: str) -> list[str]:
-    """Return the requirements of one extra, or of the build."""
+    """Return the requirements of one extra, of the build, or the installed torch."""
+    if group == "torch":
+        return [f"torch=={metadata.version('torch')}"]
     config: dict[str, Any] = tomllib.loads(PYPROJECT.read_text())
     if group == "build":
         lines: list[str] = config["build-system"]["requires"]
@@ -27,7 +31,7 @@ def requirements(group: str) -> list[str]:
         return [line for line in lines if not line.startswith("torch")]
     extras: dict[str, list[str]] = config["project"]["optional-dependencies"]
     if group not in extras:
-        raise SystemExit(f"expected build or one of {', '.join(extras)}, but got {group!r}")
+        raise SystemExit(f"expected build, torch or one of {', '.join(extras)}, but got {group!r}")
     return extras[group]
 
 
