@@ -18,20 +18,13 @@ from torch.overrides import TorchFunctionMode
 from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import checkpoint
 
-from embed_ext import route, routed, routing
+from embed_ext import route, routed
 from embed_ext.routing import is_routed
-from tests.common import assert_close, make_table, run_python
+from tests.common import assert_close, make_table
+from tests.swapping import INDICES, Scaled
 
 STOCK = F.embedding
-INDICES = torch.tensor([[1, 4], [4, 0]])
 NARROW = INDICES.to(torch.int16)  # which PyTorch's lookup refuses
-
-
-class Scaled(nn.Embedding):
-    """Scales what its base class looks up, as Gemma's word embedding does."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input) * 2
 
 
 @pytest.fixture(autouse=True)
@@ -163,6 +156,13 @@ def test_signature_is_torchs() -> None:
     assert [(p.name, p.default, p.kind) for p in ours.parameters.values()] == [
         (p.name, p.default, p.kind) for p in theirs.parameters.values()
     ]
+
+
+def test_no_warning(recwarn: pytest.WarningsRecorder) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with routed():
+            nn.Embedding(5, 3)(INDICES)
 
 
 # Who is reached.
@@ -319,122 +319,3 @@ def test_mode_sees_the_function_of_that_name() -> None:
     with FunctionLog() as log:
         nn.Embedding(5, 3)(INDICES)
     assert STOCK in log.calls
-
-
-# Compiled.
-
-
-class Watched:
-    """A compiled model that notes whose lookup its graph has, at each call."""
-
-    def __init__(self, model: nn.Module, fullgraph: bool = True) -> None:
-        self.model = model
-        self.ran: list[str] = []
-        self.compiled: Any = torch.compile(model, backend=self.backend, fullgraph=fullgraph)
-
-    def backend(self, graph: fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
-        ops = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
-
-        def run(*args: Any) -> Any:
-            self.ran.append("ours" if "embed_ext.embedding" in ops else "torch's")
-            return graph.forward(*args)
-
-        return run
-
-    def __call__(self) -> str:
-        assert torch.equal(self.compiled(INDICES), self.model(INDICES))
-        return self.ran[-1]
-
-
-@pytest.fixture
-def watched() -> Watched:
-    torch.compiler.reset()
-    return Watched(nn.Sequential(Scaled(5, 3), nn.Linear(3, 2)))
-
-
-def test_compiled_follows_the_context(watched: Watched) -> None:
-    seen = [watched()]
-    for _ in range(2):
-        with routed():
-            seen.append(watched())
-            with routed(False):
-                seen.append(watched())
-        seen.append(watched())
-    assert seen == ["torch's"] + ["ours", "torch's", "torch's"] * 2
-
-
-def test_compiled_first_within_the_context(watched: Watched) -> None:
-    with routed():
-        assert watched() == "ours"
-    assert watched() == "torch's"
-
-
-def test_compiled_follows_the_switch(watched: Watched) -> None:
-    seen = []
-    for enabled in (True, False, True, False):
-        route(enabled)
-        seen.append(watched())
-    assert seen == ["ours", "torch's", "ours", "torch's"]
-
-
-def test_compiled_follows_its_thread(watched: Watched) -> None:
-    with ThreadPoolExecutor(1) as other:
-        with routed():
-            seen = [watched(), other.submit(watched).result(), watched()]
-        route(True)
-        seen.append(other.submit(watched).result())
-    assert seen == ["ours", "torch's", "ours", "ours"]
-
-
-def test_compiled_under_a_mode(watched: Watched) -> None:
-    with torch.device("cpu"):
-        assert watched() == "torch's"
-        with routed():
-            assert watched() == "ours"
-
-
-def test_context_within_what_is_compiled() -> None:
-    class Inside(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.table = Scaled(5, 3)
-
-        def forward(self, indices: Tensor) -> Tensor:
-            with routed():
-                return self.table(indices)  # type: ignore[no-any-return]
-
-    torch.compiler.reset()
-    watched = Watched(Inside(), fullgraph=False)
-    assert [watched(), watched()] == ["ours", "ours"]
-    assert F.embedding is STOCK and routing._num_users == 0
-
-
-def test_dynamo_imported_while_routed() -> None:
-    """In a new process, since Dynamo makes its list of functions when it is imported."""
-    result = run_python(
-        """
-import torch, embed_ext, sys
-assert "torch._dynamo" not in sys.modules
-embed_ext.route(True)
-ran = []
-def backend(graph, _):
-    ops = [str(n.target) for n in graph.graph.nodes if n.op == "call_function"]
-    def run(*args):
-        ran.extend(ops)
-        return graph.forward(*args)
-    return run
-table = torch.compile(torch.nn.Embedding(5, 3), backend=backend, fullgraph=True)
-table(torch.tensor([1]))
-embed_ext.route(False)
-table(torch.tensor([1]))
-print([op.split(" at ")[0] for op in ran])
-"""
-    )
-    assert result.stdout == "['embed_ext.embedding', '<function embedding']\n", result.stderr
-
-
-def test_no_warning(recwarn: pytest.WarningsRecorder) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with routed():
-            nn.Embedding(5, 3)(INDICES)

@@ -2,7 +2,7 @@
 
 python tools/extras.py test    # an extra of pyproject.toml, such as test or dev
 python tools/extras.py build   # what a build without isolation needs, except torch
-python tools/extras.py torch   # the torch that is installed, as a constraint: pip must not change it
+python tools/extras.py torch   # the installed torch, as a constraint: pip must not change it
 """
 
 from __future__ import annotations

@@ -152,5 +152,5 @@ def test_copy_and_whole_model_file(transformers: Any) -> None:
 
 def test_inputs_in_narrow_indices(transformers: Any) -> None:
     ours, theirs = make_pair(transformers, "llama")
-    tokens = make_batch("llama")["input_ids"]
+    tokens: Any = make_batch("llama")["input_ids"]
     assert_close(ours(tokens.to(torch.uint8)).logits, theirs(tokens).logits)
