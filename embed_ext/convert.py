@@ -179,6 +179,9 @@ def _swap(
             # second object for whoever holds this one. torch's parametrize does the same.
             module.__class__ = target
             vars(module).pop("forward", None)  # see _is_patched: the method of the class before
+            # torch 2.11: Dynamo checks a class again only where the dict below it was written to.
+            vars(module)["_swapped"] = True
+            del vars(module)["_swapped"]
             swapped.append(entry)
     return ConversionReport(action, tuple(swapped), tuple(already), tuple(left))
 
