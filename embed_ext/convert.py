@@ -178,6 +178,8 @@ def _swap(
             # The two classes have the same layout and all state is in __dict__: no copy, no
             # second object for whoever holds this one. torch's parametrize does the same.
             module.__class__ = target
+            if target is nn.Embedding:
+                vars(module).pop("_kept_gradient", None)  # memory that nobody would use again
             vars(module).pop("forward", None)  # see _is_patched: the method of the class before
             # torch 2.11: Dynamo checks a class again only where the dict below it was written to.
             vars(module)["_swapped"] = True
