@@ -34,6 +34,7 @@ def describe_environment(device: str) -> Environment:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "embed_ext_cpu_capability": _capability(),
         "cuda": torch.version.cuda,
     }
     if device.startswith("cuda"):
@@ -42,6 +43,14 @@ def describe_environment(device: str) -> Environment:
         environment["gpu_memory_gib"] = round(properties.total_memory / 2**30, 1)
         environment["gpu_capability"] = f"sm_{properties.major}{properties.minor}"
     return environment
+
+
+def _capability() -> str | None:
+    try:
+        from embed_ext import build_info
+    except ImportError:  # rivals can be measured without it
+        return None
+    return build_info().cpu_capability
 
 
 def without_folders(message: str) -> str:

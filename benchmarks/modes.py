@@ -18,6 +18,7 @@ class Mode:
     description: str
     grad: bool
     backward: bool
+    accumulate: bool = False
 
 
 MODES = {
@@ -31,8 +32,16 @@ MODES = {
             grad=True,
             backward=True,
         ),
+        Mode(
+            "accumulate",
+            "forward, backward into a .grad that is there already, as over micro-batches",
+            grad=True,
+            backward=True,
+            accumulate=True,
+        ),
     )
 }
+DEFAULT_MODES = [name for name, mode in MODES.items() if not mode.accumulate]
 
 
 def make_call(lookup: Lookup, mode: Mode, grad_output: Tensor) -> Callable[[Tensor], object]:
@@ -40,6 +49,8 @@ def make_call(lookup: Lookup, mode: Mode, grad_output: Tensor) -> Callable[[Tens
     if not mode.backward:
         return lookup.call
     call, weight = lookup.call, lookup.weight
+    if mode.accumulate:
+        return lambda indices: call(indices).backward(grad_output)  # type: ignore[no-untyped-call]
 
     def step(indices: Tensor) -> None:
         call(indices).backward(grad_output)  # type: ignore[no-untyped-call]
@@ -81,7 +92,8 @@ def minimum_bytes(mode: Mode, case: Case, traffic: Traffic) -> int:
     """Bytes that any implementation must move between memory and the processor.
 
     forward:  indices read + each distinct row read once + output written
-    backward: indices read + grad_output of trained tokens read + each trained row written once
+    backward: indices read + grad_output of trained tokens read + each trained row written once,
+              and read once if it is added to a gradient that is there
 
     The untouched rows of a dense gradient are not counted: memory fresh from the operating
     system is zero already, so a good implementation need not write them.
@@ -90,5 +102,6 @@ def minimum_bytes(mode: Mode, case: Case, traffic: Traffic) -> int:
     indices = traffic.tokens * resolve_dtype(case.index_dtype).itemsize
     total = indices + (traffic.rows + traffic.tokens) * row
     if mode.backward:
-        total += indices + (traffic.trained_tokens + traffic.trained_rows) * row
+        row_passes = 2 if mode.accumulate else 1
+        total += indices + (traffic.trained_tokens + row_passes * traffic.trained_rows) * row
     return round(total)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.cases import resolve_dtype
-from benchmarks.modes import MODES
+from benchmarks.modes import DEFAULT_MODES, MODES
 from benchmarks.providers import BASELINE
 from benchmarks.record import RESULTS_DIR
 from benchmarks.suites import SUITES
@@ -101,9 +101,9 @@ def _add_what(what: argparse._ArgumentGroup) -> None:
         "--modes",
         nargs="+",
         choices=MODES,
-        default=list(MODES),
+        default=DEFAULT_MODES,
         metavar="MODE",
-        help=f"what a call does, of {', '.join(MODES)} (default: all)",
+        help=f"what a call does, of {', '.join(MODES)} (default: all but accumulate)",
     )
     what.add_argument(
         "--dtype",

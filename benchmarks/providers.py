@@ -7,6 +7,7 @@ To add one, write a function ``build(weight, padding_idx) -> Lookup`` and regist
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import shutil
@@ -122,6 +123,41 @@ def _from_module(
     return build
 
 
+def _embed_ext_kept(weight: Tensor, padding_idx: int | None) -> Lookup:
+    embedding = _embed_ext().from_pretrained(  # type: ignore[no-untyped-call]
+        weight, freeze=False, padding_idx=padding_idx
+    )
+    embedding.keep_grad_buffer = True
+    return Lookup(embedding, embedding.weight)
+
+
+def _fbgemm(weight: Tensor, padding_idx: int | None) -> Lookup:
+    ops = importlib.import_module("fbgemm_gpu.split_table_batched_embeddings_ops_training")
+    common = importlib.import_module("fbgemm_gpu.split_table_batched_embeddings_ops_common")
+    table = ops.DenseTableBatchedEmbeddingBagsCodegen(
+        [tuple(weight.shape)], pooling_mode=common.PoolingMode.NONE, use_cpu=True
+    )
+    parameter = nn.Parameter(weight)
+    del table.weights  # it wants the table flat, and ours is to get the gradient
+
+    def call(indices: Tensor) -> Tensor:
+        table.weights = parameter.view(-1)
+        # One bag a token; a training loop has its offsets ready, so they are not timed twice.
+        return table(indices, offsets(indices.numel())).view(-1, weight.size(1))  # type: ignore[no-any-return]
+
+    @functools.lru_cache
+    def offsets(tokens: int) -> Tensor:
+        return torch.arange(tokens + 1)
+
+    return Lookup(call, parameter)
+
+
+def _fbgemm_missing() -> str | None:
+    if torch.cuda.is_available():
+        return "fbgemm is measured with its CPU build only"
+    return needs("fbgemm_gpu")()
+
+
 def _from_function(function: Callable[[Tensor, Tensor], Tensor]) -> Build:
     def build(weight: Tensor, padding_idx: int | None) -> Lookup:
         parameter = nn.Parameter(weight)
@@ -184,6 +220,27 @@ register(
         "weight[indices]; its backward is index_put_(accumulate=True)",
         _from_function(lambda weight, indices: weight[indices]),
         padding=False,
+    )
+)
+register(
+    Provider(
+        "embed_ext-kept",
+        "embed_ext.Embedding(keep_grad_buffer=True)",
+        _embed_ext_kept,
+        default=False,
+        unavailable=needs("embed_ext"),
+        package="embed_ext",
+    )
+)
+register(
+    Provider(
+        "fbgemm",
+        "fbgemm_gpu.DenseTableBatchedEmbeddingBagsCodegen, PoolingMode.NONE, on the CPU",
+        _fbgemm,
+        padding=False,
+        default=False,
+        unavailable=_fbgemm_missing,
+        package="fbgemm_gpu-cpu",
     )
 )
 register(

@@ -53,6 +53,8 @@ class Runner:
             environment=describe_environment(settings.device),
             providers=[_record_provider(p, reasons[p.name]) for p in providers],
         )
+        # A sparse .grad that is added to grows by every call: not the work of one step.
+        self._sparse = {p.name for p in self.providers if p.gradient == "sparse"}
         self._shuffler = random.Random(settings.seed)
 
     def run(
@@ -151,6 +153,7 @@ class Runner:
                 settings.cold,
             )
             for name, entry in verified.items()
+            if not (mode.accumulate and name in self._sparse)
         }
         samples = interleave(
             samplers,
@@ -172,6 +175,8 @@ class Runner:
                 error_roundings=significant(verified[name].error_roundings),
             )
             self.results.measurements.append(measurement)
+        for entry in verified.values():
+            entry.lookup.weight.grad = None
 
     def _measure_memory(self, case: Case, names: Sequence[str], bar: tqdm[None]) -> None:
         for mode in self.settings.modes:

@@ -13,6 +13,7 @@ the first would show in the second:
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -163,4 +164,18 @@ def verify(lookup: Lookup, references: References) -> float:
         output.backward(reference.grad_output)  # type: ignore[no-untyped-call]
         worst = max(worst, check_gradient(lookup.weight.grad, lookup.weight, reference))
         lookup.weight.grad = None
+    check_accumulation(lookup, references.gradients[0])
     return worst
+
+
+def check_accumulation(lookup: Lookup, reference: GradientReference) -> None:
+    """Two backwards without zero_grad() between them must leave twice the gradient."""
+    for _ in range(2):
+        lookup.call(reference.indices).backward(reference.grad_output)  # type: ignore[no-untyped-call]
+    doubled = dataclasses.replace(reference, total=2 * reference.total)
+    try:
+        check_gradient(lookup.weight.grad, lookup.weight, doubled)
+    except WrongResult as error:
+        raise WrongResult(f"accumulated {error}") from None
+    finally:
+        lookup.weight.grad = None

@@ -189,9 +189,18 @@ def test_a_spent_budget_ends_the_rounds() -> None:
     assert len(samples["a"].seconds) == 5
 
 
-@pytest.mark.parametrize("name", modes.MODES)
+@pytest.mark.parametrize("name", modes.DEFAULT_MODES)
 def test_a_call_leaves_no_gradient_behind(name: str) -> None:
     module = nn.Embedding(10, 3)
     call = modes.make_call(Lookup(module, module.weight), modes.MODES[name], torch.ones(4, 3))
     call(torch.tensor([1, 2, 3, 4]))
     assert module.weight.grad is None
+
+
+def test_accumulation_adds_to_the_gradient_that_is_there() -> None:
+    module = nn.Embedding(10, 3)
+    lookup = Lookup(module, module.weight)
+    call = modes.make_call(lookup, modes.MODES["accumulate"], torch.ones(4, 3))
+    for _ in range(3):
+        call(torch.tensor([1, 2, 3, 4]))
+    assert module.weight.grad.tolist()[1:5] == [[3.0] * 3] * 4

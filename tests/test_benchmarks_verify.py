@@ -84,6 +84,23 @@ def test_a_lost_gradient_is_found_where_low_precision_hides_it() -> None:
         verify.verify(faulty_lookup(weight, "lost"), references)
 
 
+def test_a_wrong_accumulation_is_found() -> None:
+    weight, references = references_of(Case(50, 6, 40))
+    module = nn.Embedding(50, 6, _weight=weight)
+
+    calls = []
+
+    def call(indices: Tensor) -> Tensor:
+        if module.weight.grad is not None:
+            calls.append(1)
+            module.weight.grad = torch.zeros_like(module.weight)  # what was there is lost
+        return module(indices)
+
+    with pytest.raises(verify.WrongResult, match="accumulated gradient"):
+        verify.verify(Lookup(call, module.weight), references)
+    assert calls
+
+
 def test_a_faulty_forward_is_found() -> None:
     weight, references = references_of(Case(50, 6, 40))
     module = nn.Embedding(50, 6, _weight=weight.clone())
