@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from operator import index
 
 import torch
@@ -12,6 +13,10 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from embed_ext import _C
 
 __all__ = ["embedding"]
+
+# (weight, indices, padding_idx, scale_grad_by_freq, sparse) -> out, of types of weight for which
+# the op alone would not do.
+LOOKUPS: dict[type, Callable[..., Tensor]] = {}
 
 
 def embedding(
@@ -108,7 +113,8 @@ def _lookup(
     scale_grad_by_freq: bool,
     sparse: bool,
 ) -> Tensor:
-    return torch.ops.embed_ext.embedding(  # type: ignore[no-any-return]
+    op: Callable[..., Tensor] = torch.ops.embed_ext.embedding
+    return LOOKUPS.get(type(weight), op)(
         weight, indices, _resolve_padding_idx(padding_idx, weight), scale_grad_by_freq, sparse
     )
 
