@@ -15,7 +15,7 @@ import embed_ext
 from tests.common import INDEX_DTYPES, REAL_DTYPES, assert_close, make_indices, make_table
 from tests.distributed.common import mesh, place, run_ranks, whole
 
-from torch.distributed.tensor import DTensor, Placement, Replicate, Shard  # isort: skip
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard  # isort: skip
 
 # 10 rows and 5 columns do not divide evenly among 2 or 4 ranks, and 3 rows leave one without any.
 SHAPES = {"uneven": (10, 5), "few": (3, 5)}
@@ -214,3 +214,27 @@ def check_uses_of_the_result() -> None:
 
 def test_uses_of_the_result() -> None:
     run_ranks(check_uses_of_the_result, 2)
+
+
+def check_other_ways_in() -> None:
+    ranks = mesh(2)
+    table = make_table(10, 4)
+    indices = make_indices((8,), 10)
+    grad = make_table(8, 4, seed=2)
+    expected, grad_weight = single(table, indices, grad)
+    placed = place(indices, ranks, Replicate())
+    for of_weight in (Replicate(), Shard(0), Shard(1)):
+        weight = place(table, ranks, of_weight).requires_grad_()
+        out = embed_ext.EmbeddingFunction.apply(weight, placed, -1, False, False)
+        assert torch.equal(whole(out), expected)
+        out.backward(place(grad, ranks, Replicate()))
+        assert_close(whole(weight.grad), grad_weight)
+        for lookup in LOOKUPS:
+            with torch.inference_mode():
+                assert torch.equal(whole(lookup(placed, weight)), expected)
+    halves = DTensor.from_local(table / 2, ranks, [Partial()])  # a table that is still to be summed
+    assert torch.equal(whole(embed_ext.functional.embedding(placed, halves)), expected)
+
+
+def test_other_ways_in() -> None:
+    run_ranks(check_other_ways_in, 2)

@@ -60,13 +60,13 @@ def check_styles(names: list[str], backend: str | None) -> None:
         model: Any = ours
         if backend is not None:
             torch._dynamo.reset()
-            model = torch.compile(ours, backend=backend, fullgraph=True)
-        for seed in range(2):
-            indices = make_indices((4, 12), NUM_ROWS, seed=seed)
+            model = torch.compile(nn.Sequential(ours), backend=backend, fullgraph=True)
+        for seed, length in enumerate((12, 16, 20)):  # the second compilation has symbolic sizes
+            indices = make_indices((4, length), NUM_ROWS, seed=seed)
             expected = theirs(indices)
             out = model(part(indices, into))
             assert torch.equal(out, part(expected, out_of)), name
-            grad = make_table(4 * 12, WIDTH, seed=seed).view(4, 12, WIDTH)
+            grad = make_table(4 * length, WIDTH, seed=seed).view(4, length, WIDTH)
             expected.backward(grad)
             out.backward(part(grad, out_of))
         grad_weight = ours.weight.grad
@@ -82,12 +82,12 @@ def test_styles(world_size: int) -> None:
 
 @pytest.mark.slow
 def test_styles_compiled() -> None:
-    run_ranks(check_styles, 2, list(STYLES), "aot_eager")
+    run_ranks(check_styles, 2, list(STYLES)[4:10], "aot_eager")
 
 
 @pytest.mark.slow
 def test_styles_compiled_by_inductor() -> None:
-    run_ranks(check_styles, 2, list(STYLES)[:6:2], "inductor")
+    run_ranks(check_styles, 2, list(STYLES)[:2], "inductor")
 
 
 class Block(nn.Module):
