@@ -27,49 +27,82 @@ _ROWS = Shard(0)
 _NO_SPARSE = "embedding: the gradient of a DTensor cannot be sparse; use sparse=False"
 
 
-class _PartOfTable(torch.autograd.Function):
-    """The lookup in rows first to first + R of a table [V, D]: a token of another row gets zero."""
+class _Lookup(torch.autograd.Function):
+    """The lookup over DTensors that are placed already, from one plan to the next."""
 
     @staticmethod
     def forward(
-        weight: Tensor,  # [R, D]
-        indices: Tensor,  # [...], of the whole table
-        first: int,
-        num_rows: int,  # V
+        weight: DTensor,  # [V, D]
+        indices: DTensor,  # [...]
+        of_out: tuple[Placement, ...],
+        of_grad: tuple[Placement, ...],
         padding_idx: int,
         scale_grad_by_freq: bool,
-    ) -> Tensor:
-        if weight.size(0) == num_rows:
-            return torch.ops.embed_ext.embedding(weight, indices)  # type: ignore[no-any-return]
-        _check_indices(weight, indices, num_rows)
-        if weight.size(0) == 0:
-            return weight.new_zeros((*indices.shape, weight.size(1)))
-        rows, elsewhere = _own_rows(indices, first, weight.size(0))
-        out = torch.ops.embed_ext.embedding(weight, rows.masked_fill(elsewhere, 0))
-        return out.masked_fill_(elsewhere.unsqueeze(-1), 0)  # type: ignore[no-any-return]
+    ) -> DTensor:
+        out = _part_of_lookup(
+            weight.to_local(), indices.to_local(), _own_part(weight)[0], weight.size(0)
+        )
+        return _as_whole(out, weight, of_out, *indices.shape, weight.size(1))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep the indices, and of the table its size alone."""
-        weight, indices, ctx.first, ctx.num_rows, ctx.padding_idx, ctx.scale_grad_by_freq = inputs
-        ctx.size = weight.size(0)
+        """Keep the indices, and of the table its size and place alone."""
+        weight, indices, ctx.of_out, ctx.of_grad, ctx.padding_idx, ctx.scale_grad_by_freq = inputs
+        ctx.num_rows = weight.size(0)
+        ctx.part = _own_part(weight)
         ctx.save_for_backward(indices)
 
     @staticmethod
-    @once_differentiable  # DTensor.from_local() and to_local() are not differentiable twice
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        """grad_output [..., D] -> gradient of weight [R, D]."""
-        (rows,) = ctx.saved_tensors
-        num_rows, padding_idx = ctx.size, ctx.padding_idx
-        if num_rows < ctx.num_rows:
-            # What counts nowhere here goes to one row more, and that is the padding row.
-            own, elsewhere = _own_rows(rows, ctx.first, num_rows)
-            rows = own.masked_fill(elsewhere | (rows == padding_idx), num_rows)
-            num_rows, padding_idx = num_rows + 1, num_rows
-        grad = torch.ops.embed_ext.embedding_dense_backward(
-            grad_output, rows, num_rows, padding_idx, ctx.scale_grad_by_freq
+    @once_differentiable
+    def backward(ctx: Any, grad_output: DTensor) -> tuple[DTensor | None, ...]:
+        """grad_output [..., D] -> gradient of weight [V, D]."""
+        (indices,) = ctx.saved_tensors
+        of_grad_output = [Replicate() if to.is_partial() else to for to in ctx.of_out]
+        grad = _part_of_gradient(
+            _place(grad_output, of_grad_output).to_local(),
+            indices.to_local(),
+            ctx.part,
+            ctx.num_rows,
+            ctx.padding_idx,
+            ctx.scale_grad_by_freq,
         )
-        return grad[: ctx.size], None, None, None, None, None
+        width = grad_output.size(-1)
+        grad_weight = _as_whole(grad, grad_output, ctx.of_grad, ctx.num_rows, width)
+        return grad_weight, None, None, None, None, None
+
+
+def _part_of_lookup(weight: Tensor, indices: Tensor, first: int, num_rows: int) -> Tensor:
+    # weight [R, D], the rows from `first` of [V, D]; indices [...] of V rows -> [..., D], with zero
+    # for a token of another row
+    if weight.size(0) == num_rows:
+        return torch.ops.embed_ext.embedding(weight, indices)  # type: ignore[no-any-return]
+    _check_indices(weight, indices, num_rows)
+    if weight.size(0) == 0:
+        return weight.new_zeros((*indices.shape, weight.size(1)))
+    rows, elsewhere = _own_rows(indices, first, weight.size(0))
+    out = torch.ops.embed_ext.embedding(weight, rows.masked_fill(elsewhere, 0))
+    return out.masked_fill_(elsewhere.unsqueeze(-1), 0)  # type: ignore[no-any-return]
+
+
+def _part_of_gradient(
+    grad_output: Tensor,
+    indices: Tensor,
+    part: tuple[int, int],
+    num_rows: int,
+    padding_idx: int,
+    scale_grad_by_freq: bool,
+) -> Tensor:
+    # grad_output [..., D], indices [...] of V rows -> [R, D], of the R rows from the first
+    op = torch.ops.embed_ext.embedding_dense_backward
+    first, size = part
+    if size == num_rows:
+        return op(  # type: ignore[no-any-return]
+            grad_output, indices, num_rows, padding_idx, scale_grad_by_freq
+        )
+    rows, elsewhere = _own_rows(indices, first, size)
+    # What counts nowhere here goes to one row more, and that is the padding row.
+    rows = rows.masked_fill(elsewhere | (indices == padding_idx), size)
+    return op(grad_output, rows, size + 1, size, scale_grad_by_freq)[:size]  # type: ignore[no-any-return]
 
 
 def _check_indices(weight: Tensor, indices: Tensor, num_rows: int) -> None:
@@ -151,15 +184,15 @@ def _lookup(
         raise RuntimeError(f"embedding: expected weight to be 2-D, but it is {weight.dim()}-D")
     plan = _plan(weight, indices, scale_grad_by_freq)
     of_weight, of_indices, of_out, of_grad = zip(*plan, strict=True)
-    weight = _place(weight, of_weight)
-    part = weight.to_local(grad_placements=of_grad)
-    rows = _place(_sendable(indices), of_indices).to_local()
-    num_rows, width = weight.shape
-    first, _ = _own_part(weight)
-    out = _PartOfTable.apply(  # type: ignore[no-untyped-call]
-        part, rows, first, num_rows, padding_idx, scale_grad_by_freq
+    out = _Lookup.apply(  # type: ignore[no-untyped-call]
+        _place(weight, of_weight),
+        _place(_sendable(indices), of_indices),
+        of_out,
+        of_grad,
+        padding_idx,
+        scale_grad_by_freq,
     )
-    return _as_whole(out, weight, of_out, *indices.shape, width)
+    return cast(DTensor, out)
 
 
 def embedding(
