@@ -12,7 +12,7 @@ from types import ModuleType
 class _AfterImport(MetaPathFinder):
     """Finds one module as Python does, and calls `then` when it has been executed."""
 
-    def __init__(self, name: str, then: Callable[[], None]) -> None:
+    def __init__(self, name: str, then: Callable[[], object]) -> None:
         self.name = name
         self.then = then
 
@@ -35,7 +35,7 @@ class _AfterImport(MetaPathFinder):
         return spec
 
 
-def after_import(name: str, then: Callable[[], None]) -> None:
+def after_import(name: str, then: Callable[[], object]) -> None:
     """Call `then` when module `name` has been imported: now, if it already has.
 
     Example:

@@ -52,12 +52,4 @@ from embed_ext._after_import import after_import  # noqa: E402
 
 _vmap.register()
 _nested.register()
-
-
-def _register_sharding() -> None:
-    from embed_ext import _sharding
-
-    _sharding.register()
-
-
-after_import("torch.distributed.tensor", _register_sharding)
+after_import("torch.distributed.tensor", lambda: import_module("embed_ext._sharding"))

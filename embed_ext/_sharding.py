@@ -8,7 +8,8 @@ A table stays as it is placed, and the indices come to it. Of one dimension of t
     Replicate       Shard(i)        Shard(i)        Partial
     Replicate       Replicate       Replicate       Replicate
 
-Imported once ``torch.distributed.tensor`` is: that takes long, and few need it.
+Imported once ``torch.distributed.tensor`` is, which takes long and which few need; registers its
+rules then.
 """
 
 from __future__ import annotations
@@ -279,9 +280,7 @@ def _embedding_renorm_(
     torch.ops.embed_ext.embedding_renorm_(part, rows[~elsewhere], max_norm, norm_type)
 
 
-def register() -> None:
-    """Register the rules, once."""
-
+def _register() -> None:
     def rule_of(function: Callable[..., Any]) -> Callable[..., Any]:
         def rule(cls: type, op: Any, types: Sequence[type], args: Any, kwargs: Any) -> Any:
             with torch.no_grad():
@@ -298,3 +297,6 @@ def register() -> None:
         name = f"embed_ext::{function.__name__[1:]}"
         torch.library.register_torch_dispatch(name, DTensor, rule_of(function))
     functional.LOOKUPS[DTensor] = embedding
+
+
+_register()

@@ -43,6 +43,7 @@ assert before or NAME not in sys.modules
         "import embed_ext; import torch.distributed.tensor",
         "import torch.distributed.tensor; import embed_ext",
         "import embed_ext; from torch.distributed.fsdp import fully_shard",
+        "import embed_ext._sharding",
     ],
 )
 def test_rules_are_there_in_either_order(imports: str) -> None:
