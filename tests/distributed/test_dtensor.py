@@ -91,6 +91,31 @@ def test_placements(mesh_shape: tuple[int, ...], shape: tuple[int, int]) -> None
     run_ranks(check_placements, torch.Size(mesh_shape).numel(), mesh_shape, shape)
 
 
+def check_backward_op() -> None:
+    """The op of the backward by itself, with a gradient that is placed in each way."""
+    ranks = mesh(2)
+    indices = make_indices((8, 3), 10)
+    grad = make_table(24, 5, seed=2).view(8, 3, 5)
+    placed_grads = [place(grad, ranks, to) for to in (Replicate(), Shard(0), Shard(1), Shard(2))]
+    share = grad / 4 if ranks.get_rank() == 0 else grad * 3 / 4
+    placed_grads.append(DTensor.from_local(share, ranks, [Partial()]))
+    for placed_grad, of_indices, scaled in product(
+        placed_grads, (Replicate(), Shard(0), Shard(1)), (False, True)
+    ):
+        what = f"{placed_grad.placements} {of_indices} {scaled}"
+        _, expected = single(
+            make_table(10, 5), indices, grad, padding_idx=1, scale_grad_by_freq=scaled
+        )
+        actual = torch.ops.embed_ext.embedding_dense_backward(
+            placed_grad, place(indices, ranks, of_indices), 10, 1, scale_grad_by_freq=scaled
+        )
+        assert_close_gradient(actual, expected, what)
+
+
+def test_backward_op() -> None:
+    run_ranks(check_backward_op, 2)
+
+
 def check_one_rank_of_a_large_table() -> None:
     """A rank's gradient is as large as its part, through the module too."""
     ranks = mesh(4)
