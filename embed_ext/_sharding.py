@@ -40,9 +40,13 @@ class _Lookup(torch.autograd.Function):
         padding_idx: int,
         scale_grad_by_freq: bool,
     ) -> DTensor:
-        out = _part_of_lookup(
-            weight.to_local(), indices.to_local(), _own_part(weight)[0], weight.size(0)
-        )
+        part, (first, size) = weight.to_local(), _own_part(weight)
+        if part.size(0) != size:
+            raise RuntimeError(
+                f"embedding: expected {size} of weight's {weight.size(0)} rows on this rank, as "
+                f"torch.chunk splits them, but it has {part.size(0)}"
+            )
+        out = _part_of_lookup(part, indices.to_local(), first, weight.size(0))
         return _as_whole(out, weight, of_out, *indices.shape, weight.size(1))
 
     @staticmethod

@@ -214,6 +214,13 @@ def check_refusals() -> None:
             with pytest.raises(IndexError, match=rf"indices\[1\] is {bad}, but weight has 10 rows"):
                 lookup(place(torch.tensor([1, bad]), ranks, Replicate()), weight)
 
+    # Rows that are split in another way than DTensor's would be taken for others.
+    part = make_table(10, 4).split((7, 3))[ranks.get_rank()]
+    weight = DTensor.from_local(part, ranks, [Shard(0)], shape=torch.Size((10, 4)), stride=(4, 1))
+    for lookup in LOOKUPS:
+        with pytest.raises(RuntimeError, match="expected 5 of weight's 10 rows on this rank"):
+            lookup(indices, weight)
+
 
 def test_refusals() -> None:
     run_ranks(check_refusals, 2)
