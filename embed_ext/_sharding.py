@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
 from embed_ext import functional
+from embed_ext._support import TENSOR_TYPES
 
 _ROWS = Shard(0)
 _NO_SPARSE = "embedding: the gradient of a DTensor cannot be sparse; use sparse=False"
@@ -301,6 +302,7 @@ def _register() -> None:
         name = f"embed_ext::{function.__name__[1:]}"
         torch.library.register_torch_dispatch(name, DTensor, rule_of(function))
     functional.LOOKUPS[DTensor] = embedding
+    TENSOR_TYPES.add(DTensor)
 
 
 _register()

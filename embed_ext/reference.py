@@ -101,9 +101,10 @@ def embedding_sparse_backward(
     if scale_grad_by_freq:
         counts = torch.bincount(rows, minlength=num_weights)
         grad = (grad / counts[rows].unsqueeze(-1)).to(grad_output.dtype)
-    return torch.sparse_coo_tensor(
-        rows.unsqueeze(0), grad, (num_weights, grad.size(-1)), check_invariants=False
-    )
+    size = (num_weights, grad.size(-1))
+    # Opted out in so many words: torch 2.11 warns of an argument that says the same.
+    with torch.sparse.check_sparse_tensor_invariants(enable=False):  # type: ignore[no-untyped-call]
+        return torch.sparse_coo_tensor(rows.unsqueeze(0), grad, size)
 
 
 def embedding_renorm_(

@@ -22,6 +22,8 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of the table, of D
     "padding": ({"padding_idx": 0}, {}),
     "sparse": ({"sparse": True}, {}),
     "unused": ({}, {"find_unused_parameters": True}),
+    "kept": ({}, {}),
+    "kept bucket_view": ({}, {"gradient_as_bucket_view": True}),
 }
 
 
@@ -53,6 +55,11 @@ def check_ddp(way: str) -> None:
     ours = TwoTables(embed_ext.Embedding, **table_options)
     ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
     ours.use_second = theirs.use_second = way != "unused"
+    for table in (ours.first, ours.second):
+        assert isinstance(table, embed_ext.Embedding)
+        table.keep_grad_buffer = way.startswith("kept")
+    # What the other processes add to the gradient must not be there in the next step.
+    embed_ext.set_verify_kept_gradients(True)
     train(theirs, batches(3))
     parallel = DistributedDataParallel(ours, **options)
     train(parallel, [(my_share(indices), my_share(target)) for indices, target in batches(3)])

@@ -148,3 +148,24 @@ def check_tied() -> None:
 
 def test_tied_weights() -> None:
     run_ranks(check_tied, 2)
+
+
+def check_converted() -> None:
+    table = nn.Embedding(NUM_ROWS, WIDTH)
+    expected = copy.deepcopy(table)
+    style = RowwiseParallel(input_layouts=Replicate())
+    parallelize_module(table, mesh(torch.distributed.get_world_size()), style)
+    indices = make_indices((4, 6), NUM_ROWS, seed=0)
+    with embed_ext.routed():
+        assert torch.equal(table(indices), expected(indices))
+    report = embed_ext.convert(table)
+    assert len(report.swapped) == 1, report
+    out = table(indices)
+    assert torch.equal(out, expected(indices))
+    out.sum().backward()
+    expected(indices).sum().backward()
+    torch.testing.assert_close(whole(table.weight.grad), expected.weight.grad)
+
+
+def test_a_sharded_table_can_be_converted() -> None:
+    run_ranks(check_converted, 2)
