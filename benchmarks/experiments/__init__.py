@@ -1,0 +1,1 @@
+"""What was tried for the CPU kernels, and what it cost."""

@@ -1,0 +1,93 @@
+"""Run the experiments behind the CPU kernels' constants: ``python -m benchmarks.experiments``."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.environment import describe_environment
+from benchmarks.experiments import kept_gradient
+from benchmarks.record import RESULTS_DIR
+
+HERE = Path(__file__).resolve().parent
+ROW_COPIES = [
+    (32_000, 2048, 8192),
+    (128_256, 4096, 4096),
+    (50_257, 3072, 4096),
+    (100_000, 512, 32_768),
+    (100_000, 512, 4096),
+    (1_000_000, 256, 32_768),
+    (1_000_000, 64, 32_768),
+]
+
+
+def compiled(name: str, folder: str) -> str:
+    program = str(Path(folder) / name)
+    compiler = os.environ.get("CXX", "c++")
+    source = str(HERE / f"{name}.cpp")
+    subprocess.run([compiler, "-O3", "-std=c++17", source, "-o", program], check=True)
+    return program
+
+
+def output_of(*command: object) -> str:
+    words = [str(word) for word in command]
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout
+
+
+def page_faults(folder: str) -> list[dict[str, Any]]:
+    lines = output_of(compiled("page_faults", folder)).split()
+    return [
+        {"pages": pages, "share": float(share), "us": float(us)}
+        for pages, share, us in zip(lines[::3], lines[1::3], lines[2::3], strict=True)
+    ]
+
+
+def row_copies(folder: str) -> Iterator[dict[str, Any]]:
+    program = compiled("row_copy", folder)
+    for rows, row_bytes, tokens in tqdm(ROW_COPIES, desc="row copies"):
+        for line in output_of(program, rows, row_bytes, tokens).splitlines():
+            way, alone, consumed = line.split(";")
+            yield {
+                "rows": rows,
+                "row_bytes": row_bytes,
+                "tokens": tokens,
+                "way": way,
+                "us": float(alone),
+                "us_with_consumer": float(consumed),
+            }
+
+
+def kept_gradients() -> Iterator[dict[str, Any]]:
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        for table in tqdm(kept_gradient.TABLES, desc=f"kept gradients, threads {threads}"):
+            torch.manual_seed(0)
+            for who, seconds in kept_gradient.measure(*table).items():
+                case = "{}x{}/{}".format(*table)
+                yield {"threads": threads, "case": case, "who": who, "us": round(seconds * 1e6, 1)}
+
+
+def main() -> None:
+    environment = describe_environment("cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        results = {
+            "environment": environment,
+            "page_faults": page_faults(folder),
+            "row_copies": list(row_copies(folder)),
+            "kept_gradients": list(kept_gradients()),
+        }
+    path = RESULTS_DIR / "experiments.json"
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    print(f"wrote {path.relative_to(Path.cwd())}; benchmarks/experiments/README.md draws on it")
+
+
+if __name__ == "__main__":
+    main()
