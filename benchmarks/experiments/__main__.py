@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.environment import describe_environment
-from benchmarks.experiments import kept_gradient
+from benchmarks.experiments import kept_gradient, tiny_call
 from benchmarks.record import RESULTS_DIR
 
 HERE = Path(__file__).resolve().parent
@@ -75,6 +75,12 @@ def kept_gradients() -> Iterator[dict[str, Any]]:
                 yield {"threads": threads, "case": case, "who": who, "us": round(seconds * 1e6, 1)}
 
 
+def tiny_calls() -> Iterator[dict[str, Any]]:
+    torch.set_num_threads(1)
+    for who, seconds in tiny_call.measure().items():
+        yield {"who": who, "us": round(seconds * 1e6, 2)}
+
+
 def main() -> None:
     environment = describe_environment("cpu")
     with tempfile.TemporaryDirectory() as folder:
@@ -83,6 +89,7 @@ def main() -> None:
             "page_faults": page_faults(folder),
             "row_copies": list(row_copies(folder)),
             "kept_gradients": list(kept_gradients()),
+            "tiny_calls": list(tiny_calls()),
         }
     path = RESULTS_DIR / "experiments.json"
     path.write_text(json.dumps(results, indent=1) + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -37,10 +38,9 @@ def measure(num_embeddings: int, embedding_dim: int, tokens: int) -> dict[str, f
         indices = batches[step % len(batches)]
         for name, module in modules.items():
             output = module(indices)
-            times[name].append(_timed(lambda m=module, o=output: _step(m, o, grad_output)))
-        times["rows copied into place"].append(
-            _timed(lambda i=indices: table.index_copy_(0, i, grad_output))
-        )
+            times[name].append(_timed(partial(_step, module, output, grad_output)))
+        copy = partial(table.index_copy_, 0, indices, grad_output)
+        times["rows copied into place"].append(_timed(copy))
     return {name: sorted(seconds[len(batches) :])[ROUNDS // 2] for name, seconds in times.items()}
 
 

@@ -1,11 +1,13 @@
 // d embedding / d weight: the gradient of a gather is a scatter-add, dense or sparse.
 //
-// In an ordinary backward() on the CPU it goes straight to where it is kept: it is added to a .grad
-// that is there already, or written to the memory of the gradient before (KeptGradient).
+// In an ordinary backward() on the CPU no operator is called for it: it goes straight to where it
+// is kept, a .grad that is there already, the memory of the gradient before (KeptGradient), or new
+// memory. For a small table the dispatcher would take longer than the sum.
 #include <ATen/record_function.h>
 #include <torch/library.h>
 
 #include "../cpu/dense_gradient.h"
+#include "../cpu/fresh_memory.h"
 #include "../cpu/kept_gradient.h"
 #include "accumulate.h"
 #include "node.h"
@@ -55,12 +57,12 @@ std::optional<at::Tensor> EmbeddingBackward::in_place(const at::Tensor& grad_out
     }
     return at::Tensor();
   }
-  if (kept == nullptr) {
-    return std::nullopt;
-  }
   return cpu::sum_gradient(op, task, cpu::Sums::kWritten, [&](std::vector<int64_t>& rows) {
-    return kept->zeros(task.num_weights, grad_output.size(-1), std::move(rows),
-                       grad_output.options());
+    const int64_t width = grad_output.size(-1);
+    return kept != nullptr
+               ? kept->zeros(task.num_weights, width, std::move(rows), grad_output.options())
+               : cpu::zero_rows(task.num_weights, width, static_cast<int64_t>(rows.size()),
+                                grad_output.options());
   });
 }
 
