@@ -58,6 +58,14 @@ void gather(const GatherTask<Index>& task, int64_t element_size, int64_t element
   }
 }
 
+// Whether indices [N], N >= 1, look like a batch of one row. It then reads from the cache alone, and
+// ordinary stores have the memory to themselves.
+template <class Index>
+bool names_one_row(const Index* indices, int64_t count) {
+  return indices[0] == indices[count / 3] && indices[0] == indices[count / 2] &&
+         indices[0] == indices[count - 1];
+}
+
 // weight [V, D] any strides, indices [...] contiguous int32 or int64, out [..., D] contiguous.
 // Each thread checks its own slice of the indices before it reads a row for it.
 template <class Index>
@@ -68,7 +76,8 @@ void lookup(const at::Tensor& weight, const at::Tensor& indices, const Index* in
   const int64_t num_rows = weight.size(0);
   const auto* table = static_cast<const char*>(weight.const_data_ptr());
   auto* out_bytes = static_cast<char*>(out.mutable_data_ptr());
-  const bool streamed = worth_streaming(out_bytes, indices.numel() * row_bytes, row_bytes);
+  const bool streamed = worth_streaming(out_bytes, indices.numel() * row_bytes, row_bytes) &&
+                        !names_one_row(index, indices.numel());
   BadIndex bad;
   const int64_t grain = std::max<int64_t>(1, kGrainBytes / (row_bytes + 1));
   at::parallel_for(0, indices.numel(), grain, [&](int64_t begin, int64_t end) {

@@ -123,7 +123,7 @@ inline void clear_rows(const ClearTask& task) {
 
 // From here on, what is written displaces most of what the caches hold long before anybody reads
 // it, so that it better goes past them. Measured with a consumer that reads all of it.
-constexpr int64_t kStreamBytes = int64_t(8) << 20;
+constexpr int64_t kStreamBytes = int64_t(16) << 20;
 
 // Whether rows [..., row_bytes] at `out`, `bytes` in all, can and should be streamed.
 inline bool worth_streaming(const void* out, int64_t bytes, int64_t row_bytes) {
