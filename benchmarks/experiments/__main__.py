@@ -1,10 +1,15 @@
-"""Run the experiments behind the CPU kernels' constants: ``python -m benchmarks.experiments``."""
+"""Run the experiments behind the CPU kernels' constants, and write what they measured.
+
+python -m benchmarks.experiments          # a few minutes, on a quiet machine
+python -m benchmarks.experiments report   # only the tables, from the results that are there
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +20,7 @@ from tqdm import tqdm
 
 from benchmarks.environment import describe_environment
 from benchmarks.experiments import kept_gradient, tiny_call
+from benchmarks.experiments.report import render
 from benchmarks.record import RESULTS_DIR
 
 HERE = Path(__file__).resolve().parent
@@ -81,19 +87,25 @@ def tiny_calls() -> Iterator[dict[str, Any]]:
         yield {"who": who, "us": round(seconds * 1e6, 2)}
 
 
-def main() -> None:
+def measure() -> dict[str, Any]:
     environment = describe_environment("cpu")
     with tempfile.TemporaryDirectory() as folder:
-        results = {
+        return {
             "environment": environment,
             "page_faults": page_faults(folder),
             "row_copies": list(row_copies(folder)),
             "kept_gradients": list(kept_gradients()),
             "tiny_calls": list(tiny_calls()),
         }
+
+
+def main() -> None:
     path = RESULTS_DIR / "experiments.json"
-    path.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"wrote {path.relative_to(Path.cwd())}; benchmarks/experiments/README.md draws on it")
+    if sys.argv[1:] != ["report"]:
+        path.write_text(json.dumps(measure(), indent=1) + "\n")
+    table = path.with_suffix(".md")
+    table.write_text(render(json.loads(path.read_text())))
+    print(f"wrote {path.name} and {table.name} in {path.parent.name}")
 
 
 if __name__ == "__main__":
