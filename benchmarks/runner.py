@@ -181,6 +181,8 @@ class Runner:
     def _measure_memory(self, case: Case, names: Sequence[str], bar: tqdm[None]) -> None:
         for mode in self.settings.modes:
             for name in names:
+                if MODES[mode].accumulate and name in self._sparse:
+                    continue
                 bar.set_description(f"{case.name} {mode} memory of {name}")
                 try:
                     peak = measure_memory(

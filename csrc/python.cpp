@@ -141,8 +141,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       py::reinterpret_steal<py::object>(PyCFunction_New(&embedding_method, nullptr));
   py::class_<cpu::KeptGradient, std::shared_ptr<cpu::KeptGradient>>(m, "KeptGradient")
       .def(py::init<>())
-      .def_property_readonly("bytes", &cpu::KeptGradient::bytes)
-      .def("drop", &cpu::KeptGradient::drop)
+      .def_property_readonly("bytes", py::cpp_function(&cpu::KeptGradient::bytes,
+                                                       py::call_guard<py::gil_scoped_release>()))
+      .def("drop", &cpu::KeptGradient::drop, py::call_guard<py::gil_scoped_release>())
       // A copy begins with nothing: two tables do not share the memory of one gradient.
       .def(py::pickle([](const cpu::KeptGradient&) { return py::tuple(); },
                       [](const py::tuple&) { return std::make_shared<cpu::KeptGradient>(); }));

@@ -36,13 +36,15 @@ class Embedding(nn.Embedding):
     the price is the memory of one gradient, kept until the module goes or the attribute is set to
     False. The memory is used again once `weight.grad` is gone, as after ``zero_grad()``; if it is
     still there, the next gradient is added to it row by row. Other gradients are made as ever: on
-    CUDA, with `sparse`, under torch.compile and torch.func, with ``create_graph``.
+    CUDA, with `sparse` or `max_norm`, of a weight that is used more than once, under torch.compile
+    and torch.func, with ``create_graph``.
 
     It relies on nobody else writing to the other rows of a gradient. In-place operations, such as
     gradient clipping's, are noticed by the tensor's version and cost one clearing of the whole
     table; a gradient that is still held somewhere is left alone. Not noticed are writes that hide
-    from autograd and then let go: through ``weight.grad.data``, a NumPy view, or a collective
-    called on ``weight.grad`` by hand. After these call
+    from autograd and then let go: through ``weight.grad.data``, NumPy or DLPack, ``set_`` or the
+    ``unsafe_`` views, a C++ operator that is registered without autograd, or a collective called
+    on ``weight.grad`` by hand. After these call
     ``torch.autograd.graph.increment_version(weight.grad)``.
     :func:`embed_ext.set_verify_kept_gradients` searches every gradient for them.
 

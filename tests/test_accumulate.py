@@ -187,3 +187,78 @@ def test_a_copied_module_adds_to_its_own() -> None:
     before = module.weight.grad.clone()
     backward(twin, 1)
     assert torch.equal(module.weight.grad, before)
+
+
+def test_a_gradient_that_comes_from_grad_itself() -> None:
+    for kind in (embed_ext.Embedding, nn.Embedding):
+        module = table(kind)
+        module.weight.grad = torch.arange(ROWS, dtype=torch.float32)[:, None].repeat(1, WIDTH)
+        module(torch.arange(ROWS).roll(-1)).backward(module.weight.grad)
+        rows = torch.arange(ROWS)
+        assert torch.equal(module.weight.grad[:, 0], (rows + rows.roll(1)).float())
+
+
+def test_a_grad_of_another_size_than_in_the_forward() -> None:
+    for kind in (embed_ext.Embedding, nn.Embedding):
+        module, large = table(kind), torch.zeros(ROWS, WIDTH)
+        out = module(torch.tensor([ROWS - 1]))
+        module.weight.data = torch.zeros(100, WIDTH)
+        module.weight.grad = large[:100]
+        with pytest.raises(RuntimeError):
+            out.sum().backward()
+        assert not large.any()
+
+
+def test_a_weight_that_was_frozen_after_the_forward() -> None:
+    for kind in (embed_ext.Embedding, nn.Embedding):
+        module = table(kind)
+        module.weight.grad = torch.zeros(ROWS, WIDTH)
+        out = module(torch.arange(4))
+        module.weight.requires_grad_(False)
+        out.sum().backward()
+        assert not module.weight.grad.any()
+
+
+def test_an_error_between_two_uses_leaves_grad_alone() -> None:
+    def fail(grad: Tensor) -> Tensor:
+        raise ValueError("on purpose")
+
+    for kind in (embed_ext.Embedding, nn.Embedding):
+        module = table(kind)
+        module.weight.grad = torch.zeros(ROWS, WIDTH)
+        first, second = module(torch.arange(4)), module(torch.arange(5))
+        first.register_hook(fail)
+        with pytest.raises(ValueError, match="on purpose"):
+            (first.sum() + second.sum()).backward()
+        assert not module.weight.grad.any()
+
+
+def test_anomaly_mode_sees_what_is_not_a_number() -> None:
+    module = table()
+    with torch.autograd.detect_anomaly(check_nan=True):
+        for start in (None, torch.zeros(ROWS, WIDTH)):
+            module.weight.grad = start
+            grad = torch.tensor([float("inf"), -float("inf")])[:, None].repeat(1, WIDTH)
+            with pytest.raises(RuntimeError, match="nan"):
+                module(torch.tensor([3, 3])).backward(grad)
+
+
+def test_tangents_of_a_gradient() -> None:
+    forward_ad = torch.autograd.forward_ad
+    for kind in (embed_ext.Embedding, nn.Embedding):
+        module = table(kind)
+        with forward_ad.dual_level():
+            factor = forward_ad.make_dual(torch.ones(2, WIDTH), torch.full((2, WIDTH), 5.0))
+            loss = (module(torch.tensor([1, 2])) * factor).sum()
+            (grad,) = torch.autograd.grad(loss, module.weight)
+            assert forward_ad.unpack_dual(grad).tangent.sum() == 2 * 5 * WIDTH
+
+
+def test_a_trace_records_the_gradient() -> None:
+    def gradient(weight: Tensor, indices: Tensor) -> Tensor:
+        out = embed_ext.functional.embedding(indices, weight)
+        return torch.autograd.grad(out.sum(), weight)[0]
+
+    weight = torch.zeros(ROWS, WIDTH, requires_grad=True)
+    traced = torch.jit.trace(gradient, (weight, torch.arange(3)), check_trace=False)
+    assert torch.equal(traced(weight, torch.arange(5, 8)), gradient(weight, torch.arange(5, 8)))

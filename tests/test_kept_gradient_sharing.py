@@ -9,6 +9,7 @@ import pickle
 import threading
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -124,7 +125,47 @@ def test_backwards_of_several_threads() -> None:
         assert_same_grad(kept, plain)
 
 
-def test_create_graph_and_autograd_grad_take_the_ordinary_way() -> None:
+def test_gradients_of_several_threads_at_once() -> None:
+    kept, plain = tables()
+    wrong: list[int] = []
+
+    def work(seed: int) -> None:
+        for step in range(30):
+            generator = torch.Generator().manual_seed(100 * seed + step)
+            indices = torch.randint(ROWS, (TOKENS,), generator=generator)
+            (grad,) = torch.autograd.grad(kept(indices).sum(), kept.weight)
+            (expected,) = torch.autograd.grad(plain(indices).sum(), plain.weight)
+            if not torch.equal(grad, expected):
+                wrong.append(seed)
+
+    threads = [threading.Thread(target=work, args=(t,)) for t in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_memory_that_python_has_seen_while_another_thread_asks_for_its_size() -> None:
+    kept, _ = tables()
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            assert kept._kept_gradient.bytes >= 0
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    for step in range(300):
+        backward(kept, step)
+        kept.weight.grad.untyped_storage()
+        kept.zero_grad()
+    stop.set()
+    thread.join(timeout=60)
+    assert not thread.is_alive()
+
+
+def test_create_graph_and_autograd_grad() -> None:
     kept, plain = tables()
     backward(kept, 0)
     for module in (kept, plain):
@@ -151,6 +192,17 @@ def test_a_weight_that_is_no_leaf() -> None:
         assert_same_grad(kept, plain)
 
 
+@pytest.mark.parametrize("shape", [(ROWS * 2, WIDTH // 2), (ROWS // 4, WIDTH * 4)])
+def test_another_shape_of_as_many_bytes(shape: tuple[int, int]) -> None:
+    kept, plain = tables()
+    for module in (kept, plain):
+        backward(module, 0)
+        module.zero_grad()
+        module.weight = nn.Parameter(torch.zeros(shape))
+        module(torch.tensor([5, 7])).sum().backward()
+    assert_same_grad(kept, plain)
+
+
 def test_another_dtype_or_size_takes_new_memory() -> None:
     kept, plain = tables()
     for module in (kept, plain):
@@ -165,31 +217,37 @@ def test_another_dtype_or_size_takes_new_memory() -> None:
     assert_same_grad(kept, plain)
 
 
-def test_the_memory_goes_with_the_module() -> None:
-    kept, _ = tables()
-    backward(kept, 0)
-    kept.zero_grad()
-    gradient = kept._kept_gradient
-    assert gradient.bytes > 0
-    kept.keep_grad_buffer = False
-    assert not kept.keep_grad_buffer
-    gradient.drop()
-    assert gradient.bytes == 0
-
-
 class Watched(_C.KeptGradient):
     """Unlike the compiled class, it takes weak references."""
 
 
-def test_the_buffer_is_gone_when_the_module_is() -> None:
+@pytest.mark.parametrize("end", ["module", "attribute", "revert"])
+def test_the_memory_goes_with_the_module_or_when_told(end: str) -> None:
     kept, _ = tables()
     kept._kept_gradient = Watched()
     dead: list[bool] = []
     weakref.finalize(kept._kept_gradient, dead.append, True)
     backward(kept, 1)
-    del kept
+    assert kept._kept_gradient.bytes > 0
+    if end == "module":
+        del kept
+    elif end == "attribute":
+        kept.keep_grad_buffer = False
+    else:
+        embed_ext.revert(kept)
     gc.collect()
     assert dead == [True]
+
+
+def test_drop_lets_go_of_the_memory() -> None:
+    kept, plain = tables()
+    backward(kept, 0)
+    kept._kept_gradient.drop()
+    assert kept._kept_gradient.bytes == 0
+    kept.zero_grad()
+    for module in (kept, plain):
+        backward(module, 1)
+    assert_same_grad(kept, plain)
 
 
 def test_it_is_an_attribute_and_shows_in_repr() -> None:
@@ -209,7 +267,9 @@ def test_a_sparse_gradient_has_no_buffer() -> None:
 
 def test_scripted_and_compiled_modules_go_without() -> None:
     kept, plain = tables()
-    scripted = torch.jit.script(kept)
-    for module in (scripted, plain):
+    compiled: Any = torch.compile(kept, backend="aot_eager")
+    for module in (torch.jit.script(kept), compiled, plain):
+        module.zero_grad()
         backward(module, 0)
-    assert_same_grad(scripted, plain)
+        assert kept._kept_gradient.bytes == 0
+    assert_same_grad(kept, plain)

@@ -1,9 +1,10 @@
 #include "accumulate.h"
 
-#include <ATen/PythonTorchFunctionTLS.h>
+#include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
-#include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <torch/csrc/autograd/anomaly_mode.h>
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
+#include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/graph_task.h>
 
 namespace embed_ext {
@@ -25,16 +26,32 @@ bool accumulates_everything() {
 }
 
 bool nobody_watches(Node& node, AccumulateGrad& accumulator) {
-  return node.post_hooks().empty() && accumulator.pre_hooks().empty() &&
-         accumulator.post_hooks().empty() && accumulator.tensor_pre_hooks().empty() &&
+  return !torch::autograd::AnomalyMode::is_enabled() && node.post_hooks().empty() &&
+         accumulator.pre_hooks().empty() && accumulator.post_hooks().empty() &&
+         accumulator.tensor_pre_hooks().empty() &&
          accumulator.tensor_post_acc_grad_hooks() == nullptr;
 }
 
-bool fits(const at::Tensor& grad, const at::Tensor& variable, const at::Tensor& grad_output) {
-  return grad.layout() == at::kStrided && grad.sizes() == variable.sizes() &&
+// AccumulateGrad leaves alone what was frozen since the forward, and raises for what is no leaf.
+bool still_accumulates(const at::Tensor& variable) {
+  return variable.defined() && variable.requires_grad() && variable.grad_fn() == nullptr;
+}
+
+bool share_memory(const at::Tensor& a, const at::Tensor& b) {
+  const auto begin = [](const at::Tensor& t) {
+    return reinterpret_cast<uintptr_t>(t.storage().data());
+  };
+  const auto end = [&](const at::Tensor& t) { return begin(t) + t.storage().nbytes(); };
+  return begin(a) < end(b) && begin(b) < end(a);
+}
+
+// The gradient's size is what it was in the forward; .grad and the variable may be others by now.
+bool fits(const at::Tensor& grad, const at::Tensor& grad_output, int64_t num_weights) {
+  const int64_t width = grad_output.size(-1);
+  return grad.dim() == 2 && grad.size(0) == num_weights && grad.size(1) == width &&
          grad.scalar_type() == grad_output.scalar_type() && !grad.is_complex() &&
-         !grad.requires_grad() && grad.dim() == 2 && (grad.size(1) <= 1 || grad.stride(1) == 1) &&
-         grad.stride(0) >= grad.size(1);
+         !grad.requires_grad() && (width <= 1 || grad.stride(1) == 1) && grad.stride(0) >= width &&
+         !share_memory(grad, grad_output);
 }
 
 }  // namespace
@@ -43,24 +60,43 @@ bool is_plain_cpu_call(const at::Tensor& tensor) {
   using c10::DispatchKey;
   const c10::DispatchKeySet plain({DispatchKey::CPU, DispatchKey::ADInplaceOrView,
                                    DispatchKey::AutogradCPU, DispatchKey::AutocastCPU});
-  const c10::DispatchKeySet watchers({DispatchKey::Python, DispatchKey::PythonTLSSnapshot,
-                                      DispatchKey::FuncTorchDynamicLayerFrontMode,
-                                      DispatchKey::FuncTorchDynamicLayerBackMode,
-                                      DispatchKey::Functionalize});
-  return tensor.defined() && !at::GradMode::is_enabled() && tensor.layout() == at::kStrided &&
+  const c10::DispatchKeySet watchers(
+      {DispatchKey::Python, DispatchKey::PythonTLSSnapshot, DispatchKey::Fake,
+       DispatchKey::FuncTorchDynamicLayerFrontMode, DispatchKey::FuncTorchDynamicLayerBackMode,
+       DispatchKey::Functionalize, DispatchKey::Tracer});
+  return tensor.defined() && !at::GradMode::is_enabled() && !c10::InferenceMode::is_enabled() &&
+         !tensor.is_inference() && tensor.layout() == at::kStrided &&
          plain.isSupersetOf(tensor.key_set()) &&
-         (c10::impl::tls_local_dispatch_key_set().included_ & watchers).empty();
+         (c10::impl::tls_local_dispatch_key_set().included_ & watchers).empty() &&
+         !torch::autograd::isFwGradDefined(tensor);
 }
 
-GradToAddTo::GradToAddTo(Node& node, const at::Tensor& grad_output) {
+bool feeds_alone(const Node& node) {
+  const Node* const next = node.next_edge(0).function.get();
+  const auto* nodes = torch::autograd::get_current_graph_task_nodes_in_graph();
+  if (nodes == nullptr) {
+    return false;
+  }
+  for (const Node* other : *nodes) {  // the root is not among them
+    for (const auto& edge : other->next_edges()) {
+      if (other != &node && edge.function.get() == next) {
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
+GradToAddTo::GradToAddTo(Node& node, const at::Tensor& grad_output, int64_t num_weights) {
   auto* accumulator = dynamic_cast<AccumulateGrad*>(node.next_edge(0).function.get());
   if (accumulator == nullptr || !accumulates_everything() || !nobody_watches(node, *accumulator)) {
     return;
   }
   lock_ = std::unique_lock<std::mutex>(MutexOf::of(*accumulator));
-  const at::Tensor& grad = accumulator->variable.grad();
-  if (grad.defined() && is_plain_cpu_call(grad) && fits(grad, accumulator->variable, grad_output)) {
-    grad_ = grad;
+  const at::Tensor& variable = accumulator->variable;
+  if (still_accumulates(variable) && is_plain_cpu_call(variable.grad()) &&
+      fits(variable.grad(), grad_output, num_weights) && feeds_alone(node)) {
+    grad_ = variable.grad();
   } else {
     lock_.unlock();
   }

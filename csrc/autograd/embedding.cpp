@@ -44,25 +44,25 @@ std::optional<at::Tensor> EmbeddingBackward::in_place(const at::Tensor& grad_out
                                 padding_idx.expect_int(), scale_grad_by_freq};
   constexpr const char* op = "embedding_dense_backward";
   RECORD_FUNCTION("embed_ext::embedding_dense_backward", {});  // for profilers: no operator runs
-  if (const GradToAddTo existing(*this, grad_output); existing) {
-    std::vector<int64_t> used_rows;
+  if (const GradToAddTo existing(*this, grad_output, task.num_weights); existing) {
     cpu::sum_gradient(op, task, cpu::Sums::kAdded, [&](std::vector<int64_t>& rows) {
-      used_rows.swap(rows);
+      // Before anything is written: what fails after this must not pass for untouched.
+      if (kept != nullptr) {
+        kept->bump_version(existing.tensor(), std::move(rows));
+      } else {
+        torch::autograd::impl::bump_version(existing.tensor());
+      }
       return existing.tensor();
     });
-    if (kept != nullptr) {
-      kept->bump_version(existing.tensor(), std::move(used_rows));
-    } else {
-      torch::autograd::impl::bump_version(existing.tensor());
-    }
     return at::Tensor();
   }
+  // Where several gradients are summed, the engine can do so in place in memory of its own alone.
+  const bool keeps = kept != nullptr && feeds_alone(*this);
   return cpu::sum_gradient(op, task, cpu::Sums::kWritten, [&](std::vector<int64_t>& rows) {
     const int64_t width = grad_output.size(-1);
-    return kept != nullptr
-               ? kept->zeros(task.num_weights, width, std::move(rows), grad_output.options())
-               : cpu::zero_rows(task.num_weights, width, static_cast<int64_t>(rows.size()),
-                                grad_output.options());
+    return keeps ? kept->zeros(task.num_weights, width, std::move(rows), grad_output.options())
+                 : cpu::zero_rows(task.num_weights, width, static_cast<int64_t>(rows.size()),
+                                  grad_output.options());
   });
 }
 

@@ -58,8 +58,8 @@ void gather(const GatherTask<Index>& task, int64_t element_size, int64_t element
   }
 }
 
-// Whether indices [N], N >= 1, look like a batch of one row. It then reads from the cache alone, and
-// ordinary stores have the memory to themselves.
+// Whether indices [N], N >= 1, look like a batch of one row. It then reads from the cache alone,
+// and ordinary stores have the memory to themselves.
 template <class Index>
 bool names_one_row(const Index* indices, int64_t count) {
   return indices[0] == indices[count / 3] && indices[0] == indices[count / 2] &&

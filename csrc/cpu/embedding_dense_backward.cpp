@@ -111,12 +111,12 @@ at::Tensor sum_by_row(const GradRows& rows, const Index* indices, const DenseGra
       table.is_contiguous() &&
       worth_streaming(table.const_data_ptr<T>(), task.num_weights * row_bytes, row_bytes);
   const T* data = rows.grad.const_data_ptr<T>();
+  std::vector<Acc> scratch(plan.partial.size() * width);  // the last thing that can fail
+  for (size_t k = 0; k < plan.partial.size(); ++k) {
+    plan.partial[k].out = scratch.data() + k * width;
+  }
   sum_in_parallel<T, T>(plan.direct, tokens, data, rows.stride, width, add, streamed);
   if (!plan.partial.empty()) {
-    std::vector<Acc> scratch(plan.partial.size() * width);
-    for (size_t k = 0; k < plan.partial.size(); ++k) {
-      plan.partial[k].out = scratch.data() + k * width;
-    }
     sum_in_parallel<T, Acc>(plan.partial, tokens, data, rows.stride, width, /*add=*/false,
                             /*streamed=*/false);
     sum_in_parallel<Acc, T>(plan.combine, plan.scratch_tokens, scratch.data(), width, width, add,

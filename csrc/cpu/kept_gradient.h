@@ -32,15 +32,16 @@ class KeptGradient {
   int64_t bytes() const;  // of the memory kept
 
  private:
-  bool reusable(int64_t bytes) const;
-  void clear(int64_t row_bytes);
-  void verify(int64_t row_bytes) const;
+  bool reusable(int64_t bytes, int64_t row_bytes) const;
+  void clear();
+  void verify();
 
   mutable std::mutex mutex_;
   c10::Storage storage_;
   c10::VariableVersion version_;  // shared with the gradient handed out, without owning it
   uint32_t expected_version_ = 0;
   std::vector<int64_t> rows_;
+  int64_t row_bytes_ = 0;
 };
 
 // The one that the lookup now being recorded is to use, if any. It is handed over beside the
