@@ -39,7 +39,7 @@ def readme_figures() -> str:
             "",
             _speed_table(speed, threads),
             "",
-            "Growth of peak memory over three training steps, each in a fresh process:",
+            "Growth of peak memory over three training steps, the least of three fresh processes:",
             "",
             _memory_table(memory),
             "",
@@ -79,7 +79,14 @@ def _range(measurements: Sequence[Measurement]) -> str:
     ratios = [m.ratio for m in measurements if m.ratio is not None]
     if not ratios:
         return "-"
-    return " ".join([f"{geometric_mean(ratios):.2g}", f"({min(ratios):.2g} to {max(ratios):.3g})"])
+    mean, least, most = map(_two_digits, (geometric_mean(ratios), min(ratios), max(ratios)))
+    return f"{mean} ({least} to {most})"
+
+
+def _two_digits(value: float) -> str:
+    if value < 1:
+        return f"{value:.2f}"
+    return f"{value:.1f}" if value < 10 else f"{float(f'{value:.2g}'):,.0f}"
 
 
 def _memory_table(results: Results) -> str:
