@@ -37,6 +37,13 @@ bool has_gradient(at::ScalarType type) {
   }
 }
 
+void check_own_memory(const char* op, const char* name, const at::Tensor& tensor) {
+  TORCH_CHECK(at::has_internal_overlap(tensor) != at::MemOverlap::Yes, op, ": expected a ", name,
+              " whose elements each have a memory location of their own, since it is written in "
+              "place, but its strides are ",
+              tensor.strides(), "; clone() it first");
+}
+
 // [2, 5] for flat position 11 of shape (3, 3 + ...), as a reader would index the tensor.
 std::string coordinates(int64_t position, at::IntArrayRef sizes) {
   std::vector<int64_t> at_dim(sizes.size());
@@ -96,6 +103,36 @@ void check_grad(const char* op, const at::Tensor& grad_output, const at::Tensor&
   TORCH_SYM_CHECK(num_weights.sym_ge(0), op, ": expected num_weights >= 0, but got ", num_weights);
 }
 
+void check_grad_add(const char* op, const at::Tensor& grad_weight, const at::Tensor& grad_output,
+                    const at::Tensor& indices) {
+  TORCH_CHECK(grad_weight.dim() == 2, op, ": 'grad_weight' must be 2-D, but it is ",
+              grad_weight.dim(), "-D");
+  check_grad(op, grad_output, indices, grad_weight.sym_size(0));
+  check_same_device(op, "grad_weight", grad_weight, indices);
+  const auto type = grad_output.scalar_type();
+  const bool widened =
+      grad_weight.scalar_type() == at::kFloat && (type == at::kBFloat16 || type == at::kHalf);
+  TORCH_CHECK(grad_weight.scalar_type() == type || widened, op,
+              ": expected grad_weight of grad_output's dtype, ", type,
+              ", or of float32 for one of bfloat16 or float16, but got ",
+              grad_weight.scalar_type());
+  TORCH_SYM_CHECK(grad_weight.sym_size(1).sym_eq(grad_output.sym_size(-1)), op,
+                  ": expected as many columns in grad_weight as in grad_output, ",
+                  grad_output.sym_size(-1), ", but got ", grad_weight.sym_size(1));
+  TORCH_CHECK(grad_weight.sym_stride(1) == 1 || grad_weight.sym_size(1) == 1, op,
+              ": expected grad_weight to hold a row's elements side by side, but its strides are ",
+              grad_weight.sym_strides());
+  check_own_memory(op, "grad_weight", grad_weight);
+  if (grad_weight.unsafeGetTensorImpl()->has_symbolic_sizes_strides() ||
+      grad_output.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) {
+    return;  // a compiler's stand-ins have no memory yet
+  }
+  const auto overlap = at::get_overlap_status(grad_weight, grad_output);
+  TORCH_CHECK(overlap != at::MemOverlapStatus::Full && overlap != at::MemOverlapStatus::Partial, op,
+              ": expected grad_weight and grad_output to share no memory, but grad_output ",
+              grad_output.sym_sizes(), " lies in that of grad_weight ", grad_weight.sym_sizes());
+}
+
 void check_renorm(const char* op, const at::Tensor& weight, const at::Tensor& indices,
                   double max_norm, double norm_type) {
   check_lookup(op, weight, indices);
@@ -104,10 +141,7 @@ void check_renorm(const char* op, const at::Tensor& weight, const at::Tensor& in
   TORCH_CHECK(!std::isnan(max_norm), op, ": expected max_norm to be a number, but got ", max_norm);
   TORCH_CHECK(!std::isnan(norm_type), op, ": expected norm_type to be a number, but got ",
               norm_type);
-  TORCH_CHECK(at::has_internal_overlap(weight) != at::MemOverlap::Yes, op,
-              ": expected a weight whose elements each have a memory location of their own, since "
-              "it is written in place, but its strides are ",
-              weight.strides(), "; clone() it first");
+  check_own_memory(op, "weight", weight);
 }
 
 void raise_index_error(const char* op, int64_t index, int64_t position,

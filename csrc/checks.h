@@ -19,6 +19,12 @@ void check_lookup(const char* op, const at::Tensor& weight, const at::Tensor& in
 void check_grad(const char* op, const at::Tensor& grad_output, const at::Tensor& indices,
                 const c10::SymInt& num_weights);
 
+// As check_grad, and: grad_weight [V, D] is on the same device, of grad_output's dtype or, for
+// bfloat16 and float16, float32; its rows have unit inner stride, no two of its elements share a
+// memory location, nor does it share any with grad_output.
+void check_grad_add(const char* op, const at::Tensor& grad_weight, const at::Tensor& grad_output,
+                    const at::Tensor& indices);
+
 // As check_lookup, and: weight is floating or complex and no two of its elements share a memory
 // location, max_norm and norm_type are not NaN.
 void check_renorm(const char* op, const at::Tensor& weight, const at::Tensor& indices,

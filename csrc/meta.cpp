@@ -38,6 +38,12 @@ at::Tensor embedding_sparse_backward_meta(const at::Tensor& grad_output, const a
                                               values.options().layout(at::kSparse));
 }
 
+void embedding_grad_add_meta(const at::Tensor& grad_weight, const at::Tensor& grad_output,
+                             const at::Tensor& indices, c10::SymInt /*padding_idx*/,
+                             bool /*scale_grad_by_freq*/) {
+  check_grad_add("embedding_grad_add_", grad_weight, grad_output, indices);
+}
+
 void embedding_renorm_meta(const at::Tensor& weight, const at::Tensor& indices, double max_norm,
                            double norm_type) {
   check_renorm("embedding_renorm_", weight, indices, max_norm, norm_type);
@@ -50,5 +56,6 @@ TORCH_LIBRARY_IMPL(embed_ext, Meta, m) {
   m.impl("embedding", TORCH_FN(embed_ext::embedding_meta));
   m.impl("embedding_dense_backward", TORCH_FN(embed_ext::embedding_dense_backward_meta));
   m.impl("embedding_sparse_backward", TORCH_FN(embed_ext::embedding_sparse_backward_meta));
+  m.impl("embedding_grad_add_", TORCH_FN(embed_ext::embedding_grad_add_meta));
   m.impl("embedding_renorm_", TORCH_FN(embed_ext::embedding_renorm_meta));
 }

@@ -5,9 +5,9 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "autograd/node.h"
-#include "cpu/kept_gradient.h"
 #include "cpu/row_kernels.h"
 #include "index_check.h"
+#include "kept_gradient.h"
 
 namespace embed_ext {
 namespace {
@@ -71,13 +71,13 @@ PyObject* embedding_entry(PyObject* /*module*/, PyObject* const* args, Py_ssize_
   const int64_t padding_idx = resolve_padding_idx(args[2], weight);
   const bool scale_grad_by_freq = unpack_flag(args[3]);
   const bool sparse = unpack_flag(args[4]);
-  std::shared_ptr<cpu::KeptGradient> kept;
+  std::shared_ptr<KeptGradient> kept;
   if (count == 6 && args[5] != Py_None) {
-    kept = py::cast<std::shared_ptr<cpu::KeptGradient>>(py::handle(args[5]));
+    kept = py::cast<std::shared_ptr<KeptGradient>>(py::handle(args[5]));
   }
   at::Tensor out = [&] {
     const py::gil_scoped_release no_gil;
-    std::optional<cpu::KeptGradientScope> scope;
+    std::optional<KeptGradientScope> scope;
     if (kept != nullptr) {
       scope.emplace(std::move(kept));
     }
@@ -139,16 +139,16 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   using namespace embed_ext;
   m.attr("embedding") =
       py::reinterpret_steal<py::object>(PyCFunction_New(&embedding_method, nullptr));
-  py::class_<cpu::KeptGradient, std::shared_ptr<cpu::KeptGradient>>(m, "KeptGradient")
+  py::class_<KeptGradient, std::shared_ptr<KeptGradient>>(m, "KeptGradient")
       .def(py::init<>())
-      .def_property_readonly("bytes", py::cpp_function(&cpu::KeptGradient::bytes,
-                                                       py::call_guard<py::gil_scoped_release>()))
-      .def("drop", &cpu::KeptGradient::drop, py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly(
+          "bytes", py::cpp_function(&KeptGradient::bytes, py::call_guard<py::gil_scoped_release>()))
+      .def("drop", &KeptGradient::drop, py::call_guard<py::gil_scoped_release>())
       // A copy begins with nothing: two tables do not share the memory of one gradient.
-      .def(py::pickle([](const cpu::KeptGradient&) { return py::tuple(); },
-                      [](const py::tuple&) { return std::make_shared<cpu::KeptGradient>(); }));
-  m.def("set_verify_kept_gradients", &cpu::set_verify_kept_gradients);
-  m.def("verify_kept_gradients", &cpu::verify_kept_gradients);
+      .def(py::pickle([](const KeptGradient&) { return py::tuple(); },
+                      [](const py::tuple&) { return std::make_shared<KeptGradient>(); }));
+  m.def("set_verify_kept_gradients", &set_verify_kept_gradients);
+  m.def("verify_kept_gradients", &verify_kept_gradients);
   m.def("set_general_path", [](py::object handler) { general_path() = std::move(handler); });
   m.def("build_config", &build_config);
   m.def("cpu_capability", [] { return cpu::capability_name(cpu::capability()); });

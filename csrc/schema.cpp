@@ -1,6 +1,6 @@
 // The operators of the `embed_ext` namespace. Every kernel elsewhere registers against these lines.
 //
-// Shapes: weight [V, D], indices [...], out and grad_output [..., D].
+// Shapes: weight [V, D], indices [...], grad_weight [V, D], out and grad_output [..., D].
 // `padding_idx = -1` means "no padding row"; the Python layer resolves negative rows before it
 // calls.
 #include <torch/library.h>
@@ -19,6 +19,10 @@ TORCH_LIBRARY(embed_ext, m) {
   m.def(
       "embedding_sparse_backward(Tensor grad_output, Tensor indices, SymInt num_weights, "
       "SymInt padding_idx=-1, bool scale_grad_by_freq=False) -> Tensor",
+      tags);
+  m.def(
+      "embedding_grad_add_(Tensor(a!) grad_weight, Tensor grad_output, Tensor indices, "
+      "SymInt padding_idx=-1, bool scale_grad_by_freq=False) -> ()",
       tags);
   m.def(
       "embedding_renorm_(Tensor(a!) weight, Tensor indices, float max_norm, float norm_type=2.0) "

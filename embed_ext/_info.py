@@ -14,6 +14,7 @@ OPS = (
     "embedding",
     "embedding_dense_backward",
     "embedding_sparse_backward",
+    "embedding_grad_add_",
     "embedding_renorm_",
 )
 

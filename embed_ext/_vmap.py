@@ -104,6 +104,32 @@ def _embedding_sparse_backward(info: Info, in_dims: Dims, *args: object) -> tupl
     )
 
 
+def _embedding_grad_add_(
+    info: Info,
+    in_dims: Dims,
+    grad_weight: Tensor,
+    grad_output: Tensor,
+    indices: Tensor,
+    padding_idx: int = -1,
+    scale_grad_by_freq: bool = False,
+) -> tuple[None, None]:
+    weight_dim, grad_dim, indices_dim = in_dims[:3]
+    if weight_dim is None:
+        raise RuntimeError(
+            "embedding_grad_add_: vmap cannot add a batch of gradients in place to one grad_weight "
+            "that is not batched"
+        )
+    for b, table in enumerate(grad_weight.unbind(weight_dim)):  # in place: a reshape may copy
+        torch.ops.embed_ext.embedding_grad_add_(
+            table,
+            grad_output if grad_dim is None else grad_output.select(grad_dim, b),
+            indices if indices_dim is None else indices.select(indices_dim, b),
+            padding_idx,
+            scale_grad_by_freq,
+        )
+    return None, None
+
+
 def _embedding_renorm_(
     info: Info,
     in_dims: Dims,
@@ -128,4 +154,5 @@ def register() -> None:
     torch.library.register_vmap("embed_ext::embedding", _embedding)
     torch.library.register_vmap("embed_ext::embedding_dense_backward", _embedding_dense_backward)
     torch.library.register_vmap("embed_ext::embedding_sparse_backward", _embedding_sparse_backward)
+    torch.library.register_vmap("embed_ext::embedding_grad_add_", _embedding_grad_add_)
     torch.library.register_vmap("embed_ext::embedding_renorm_", _embedding_renorm_)

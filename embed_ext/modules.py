@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from embed_ext import _C, functional
+from embed_ext._main_grad import lookup_adding_to_main_grad
 
 __all__ = ["Embedding"]
 
@@ -31,13 +32,15 @@ class Embedding(nn.Embedding):
         keep_grad_buffer: keep the memory of a dense gradient from one backward to the next, and
             clear only the rows that were written in it; also an attribute, to be set at any time.
             See below.
+        add_to_main_grad: add each gradient to ``weight.main_grad`` and leave ``weight.grad`` alone;
+            also an attribute. See below.
 
     With `keep_grad_buffer` a training step costs what the rows it uses cost, also in page faults;
     the price is the memory of one gradient, kept until the module goes or the attribute is set to
     False. The memory is used again once `weight.grad` is gone, as after ``zero_grad()``; if it is
-    still there, the next gradient is added to it row by row. Other gradients are made as ever: on
-    CUDA, with `sparse` or `max_norm`, of a weight that is used more than once, under torch.compile
-    and torch.func, with ``create_graph``.
+    still there, the next gradient is added to it row by row. Other gradients are made as ever: with
+    `sparse` or `max_norm`, of a weight that is used more than once, under torch.compile and
+    torch.func, with ``create_graph``, while a CUDA graph is captured.
 
     It relies on nobody else writing to the other rows of a gradient. In-place operations, such as
     gradient clipping's, are noticed by the tensor's version and cost one clearing of the whole
@@ -46,7 +49,17 @@ class Embedding(nn.Embedding):
     ``unsafe_`` views, a C++ operator that is registered without autograd, or a collective called
     on ``weight.grad`` by hand. After these call
     ``torch.autograd.graph.increment_version(weight.grad)``.
-    :func:`embed_ext.set_verify_kept_gradients` searches every gradient for them.
+    :func:`embed_ext.set_verify_kept_gradients` searches every gradient for them. On CUDA, memory is
+    used again on the stream that it was handed out on; other streams that have read the gradient
+    must have been waited for, because ``record_stream`` is not heard here.
+
+    With `add_to_main_grad`, as training in the manner of Megatron keeps gradients, ``backward()``
+    adds the rows in use to ``weight.main_grad``, a tensor of weight's shape that is float32 or of
+    weight's dtype, which whoever made it also clears. bfloat16 and float16 gradients are summed in
+    float32 and meet it unrounded. ``weight.grad`` stays as it is, hooks on weight see no gradient,
+    and ``weight.grad_added_to_main_grad`` is set to True if weight has that attribute. The gradient
+    cannot be differentiated again; torch.compile does not look inside, and TorchScript does not
+    know the option.
 
     Shape:
         input ``(*)`` -> output ``(*, embedding_dim)``
@@ -63,6 +76,7 @@ class Embedding(nn.Embedding):
     # Of the class, so that a module whose __init__ never ran, such as an unpickled one, has it too.
     # A comment gives the type, because torch.jit.script would read an annotation.
     _kept_gradient = None  # type: _C.KeptGradient | None
+    add_to_main_grad = False
     __jit_unused_properties__ = ["keep_grad_buffer"]
 
     def __init__(
@@ -80,6 +94,7 @@ class Embedding(nn.Embedding):
         dtype: torch.dtype | None = None,
         *,
         keep_grad_buffer: bool = False,
+        add_to_main_grad: bool = False,
     ) -> None:
         super().__init__(
             num_embeddings,
@@ -96,6 +111,10 @@ class Embedding(nn.Embedding):
         )
         if keep_grad_buffer:
             self.keep_grad_buffer = True
+        if add_to_main_grad:
+            if sparse:
+                raise ValueError("add_to_main_grad: adds to a dense table; use sparse=False")
+            self.add_to_main_grad = True
 
     @property
     def keep_grad_buffer(self) -> bool:
@@ -112,7 +131,9 @@ class Embedding(nn.Embedding):
     def extra_repr(self) -> str:
         """Return nn.Embedding's, and what is not the default."""
         text = super().extra_repr()
-        return f"{text}, keep_grad_buffer=True" if self.keep_grad_buffer else text
+        for option in ("keep_grad_buffer", "add_to_main_grad"):
+            text += f", {option}=True" if getattr(self, option) else ""
+        return text
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the rows that `input` names; see :func:`embed_ext.functional.embedding`."""
@@ -132,6 +153,15 @@ class Embedding(nn.Embedding):
             weight: Tensor | None = self._parameters.get("weight")
             if weight is None:
                 weight = self.weight
+            if self.add_to_main_grad:
+                if self.max_norm is not None:
+                    torch.ops.embed_ext.embedding_renorm_(
+                        weight.detach(), input, self.max_norm, self.norm_type
+                    )
+                padding_idx = -1 if self.padding_idx is None else self.padding_idx
+                return lookup_adding_to_main_grad(
+                    weight, input, padding_idx, self.scale_grad_by_freq
+                )
             if self.max_norm is None and not is_compiling():
                 return _C.embedding(
                     weight,

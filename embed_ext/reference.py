@@ -11,6 +11,7 @@ from torch import Tensor
 __all__ = [
     "embedding",
     "embedding_dense_backward",
+    "embedding_grad_add_",
     "embedding_renorm_",
     "embedding_sparse_backward",
 ]
@@ -105,6 +106,39 @@ def embedding_sparse_backward(
     # Opted out in so many words: torch 2.11 warns of an argument that says the same.
     with torch.sparse.check_sparse_tensor_invariants(enable=False):  # type: ignore[no-untyped-call]
         return torch.sparse_coo_tensor(rows.unsqueeze(0), grad, size)
+
+
+def embedding_grad_add_(
+    grad_weight: Tensor,
+    grad_output: Tensor,
+    indices: Tensor,
+    padding_idx: int = -1,
+    scale_grad_by_freq: bool = False,
+) -> None:
+    """Add :func:`embedding_dense_backward` to `grad_weight`, in place, rounding their sum once.
+
+    Args:
+        grad_weight: shape ``(V, D)``, of the dtype of `grad_output` or, if that is bfloat16 or
+            float16, of float32.
+        grad_output, indices, padding_idx, scale_grad_by_freq: as there.
+
+    Example:
+        >>> import torch
+        >>> from embed_ext import reference
+        >>> total = torch.ones(3, 1)
+        >>> reference.embedding_grad_add_(total, torch.ones(2, 1).bfloat16(), torch.tensor([2, 2]))
+        >>> total.flatten().tolist()
+        [1.0, 1.0, 3.0]
+    """
+    low_precision = grad_output.dtype in (torch.bfloat16, torch.float16)
+    grad = embedding_dense_backward(
+        grad_output.float() if low_precision else grad_output,
+        indices,
+        grad_weight.size(0),
+        padding_idx,
+        scale_grad_by_freq,
+    )
+    grad_weight.copy_(grad_weight.to(grad.dtype) + grad)
 
 
 def embedding_renorm_(

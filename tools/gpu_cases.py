@@ -55,10 +55,39 @@ def run_case(width: int, count: int, dtype: torch.dtype, index_dtype: torch.dtyp
                 getattr(ops, op)(on_gpu[2], on_gpu[1], NUM_ROWS, 3, scale),
                 getattr(reference, op)(grad, indices, NUM_ROWS, 3, scale),
             )
+        on_device, expected = torch.ones_like(on_gpu[0]), torch.ones_like(weight)
+        ops.embedding_grad_add_(on_device, on_gpu[2], on_gpu[1], 3, scale)
+        reference.embedding_grad_add_(expected, grad, indices, 3, scale)
+        found += differs(
+            f"embedding_grad_add_: {name}, deterministic={deterministic}, "
+            f"scale_grad_by_freq={scale}",
+            on_device,
+            expected,
+        )
     torch.use_deterministic_algorithms(False)
     ops.embedding_renorm_(on_gpu[0], on_gpu[1], 0.5, 2.0)
     reference.embedding_renorm_(weight, indices, 0.5, 2.0)
     return found + differs(f"embedding_renorm_: {name}", on_gpu[0], weight)
+
+
+def kept_gradients() -> list[str]:
+    """Three steps whose gradients share one memory, the second in two micro-batches."""
+    found = []
+    for width, dtype in itertools.product(WIDTHS, DTYPES):
+        kept = embed_ext.Embedding(NUM_ROWS, width, dtype=dtype, keep_grad_buffer=True).cuda()
+        for step, micro_batches in enumerate((1, 2, 1)):
+            expected = torch.zeros(NUM_ROWS, width)
+            for micro_batch in range(micro_batches):
+                generator = torch.Generator().manual_seed(10 * step + micro_batch)
+                indices = torch.randint(NUM_ROWS, (20,), generator=generator)
+                expected.index_add_(0, indices, torch.ones(20, width))
+                kept(indices.cuda()).sum().backward()
+            assert kept.weight.grad is not None
+            found += differs(
+                f"kept gradient: width {width}, {dtype}, step {step}", kept.weight.grad, expected
+            )
+            kept.weight.grad = None
+    return found
 
 
 def bad_index_is_reported() -> list[str]:
@@ -82,6 +111,7 @@ def main() -> int:
         raise SystemExit("tools/gpu_cases.py needs a CUDA device")
     cases = list(itertools.product(WIDTHS, NUM_INDICES, DTYPES, INDEX_DTYPES))
     problems = [line for case in cases for line in run_case(*case)]
+    problems += kept_gradients()
     problems += bad_index_is_reported()
     torch.cuda.synchronize()
     print("\n".join(problems))

@@ -2,6 +2,7 @@
 
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/anomaly_mode.h>
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -50,16 +51,26 @@ bool fits(const at::Tensor& grad, const at::Tensor& grad_output, int64_t num_wei
   const int64_t width = grad_output.size(-1);
   return grad.dim() == 2 && grad.size(0) == num_weights && grad.size(1) == width &&
          grad.scalar_type() == grad_output.scalar_type() && !grad.is_complex() &&
-         !grad.requires_grad() && (width <= 1 || grad.stride(1) == 1) && grad.stride(0) >= width &&
+         grad.device() == grad_output.device() && !grad.requires_grad() &&
+         (width <= 1 || grad.stride(1) == 1) && grad.stride(0) >= width &&
          !share_memory(grad, grad_output);
+}
+
+// The engine makes AccumulateGrad's stream wait for the node's, and whoever called backward() for
+// AccumulateGrad's; on any other stream nobody waits for what is added here.
+bool on_stream_of(const AccumulateGrad& accumulator, c10::Device device) {
+  return device.is_cpu() || (accumulator.num_inputs() == 1 &&
+                             accumulator.input_metadata(0).stream() ==
+                                 c10::impl::VirtualGuardImpl(device.type()).getStream(device));
 }
 
 }  // namespace
 
-bool is_plain_cpu_call(const at::Tensor& tensor) {
+bool is_plain_call(const at::Tensor& tensor) {
   using c10::DispatchKey;
-  const c10::DispatchKeySet plain({DispatchKey::CPU, DispatchKey::ADInplaceOrView,
-                                   DispatchKey::AutogradCPU, DispatchKey::AutocastCPU});
+  const c10::DispatchKeySet plain(
+      {DispatchKey::CPU, DispatchKey::CUDA, DispatchKey::ADInplaceOrView, DispatchKey::AutogradCPU,
+       DispatchKey::AutogradCUDA, DispatchKey::AutocastCPU, DispatchKey::AutocastCUDA});
   const c10::DispatchKeySet watchers(
       {DispatchKey::Python, DispatchKey::PythonTLSSnapshot, DispatchKey::Fake,
        DispatchKey::FuncTorchDynamicLayerFrontMode, DispatchKey::FuncTorchDynamicLayerBackMode,
@@ -94,8 +105,9 @@ GradToAddTo::GradToAddTo(Node& node, const at::Tensor& grad_output, int64_t num_
   }
   lock_ = std::unique_lock<std::mutex>(MutexOf::of(*accumulator));
   const at::Tensor& variable = accumulator->variable;
-  if (still_accumulates(variable) && is_plain_cpu_call(variable.grad()) &&
-      fits(variable.grad(), grad_output, num_weights) && feeds_alone(node)) {
+  if (still_accumulates(variable) && is_plain_call(variable.grad()) &&
+      fits(variable.grad(), grad_output, num_weights) &&
+      on_stream_of(*accumulator, grad_output.device()) && feeds_alone(node)) {
     grad_ = variable.grad();
   } else {
     lock_.unlock();

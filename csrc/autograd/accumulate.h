@@ -7,10 +7,10 @@
 
 namespace embed_ext {
 
-// Whether `tensor` is nothing but a dense CPU tensor in this call: no subclass, no transform, no
-// tangent, no mode that would want to see an operator run on it, and no gradient of a gradient
-// being recorded.
-bool is_plain_cpu_call(const at::Tensor& tensor);
+// Whether `tensor` is nothing but a dense CPU or CUDA tensor in this call: no subclass, no
+// transform, no tangent, no mode that would want to see an operator run on it, and no gradient of a
+// gradient being recorded.
+bool is_plain_call(const at::Tensor& tensor);
 
 // Whether nothing else in the running backward adds to what `node` adds to: then there is no sum of
 // several gradients to be made first, and none that could fail half-way.
@@ -21,7 +21,7 @@ class GradToAddTo {
  public:
   // The .grad that `node`'s only gradient [num_weights, D] is about to be added to by a plain
   // backward(): there already, dense and of grad_output's dtype, with nobody who asked to see the
-  // increment. grad_output [..., D].
+  // increment, and on CUDA on the stream that is current. grad_output [..., D].
   GradToAddTo(torch::autograd::Node& node, const at::Tensor& grad_output, int64_t num_weights);
 
   explicit operator bool() const { return grad_.defined(); }

@@ -1,14 +1,15 @@
 // d embedding / d weight: the gradient of a gather is a scatter-add, dense or sparse.
 //
-// In an ordinary backward() on the CPU no operator is called for it: it goes straight to where it
-// is kept, a .grad that is there already, the memory of the gradient before (KeptGradient), or new
-// memory. For a small table the dispatcher would take longer than the sum.
+// In an ordinary backward() it goes straight to where it is kept: a .grad that is there already,
+// the memory of the gradient before (KeptGradient) or, on the CPU, new memory, since for a small
+// table the dispatcher would take longer than the sum.
 #include <ATen/record_function.h>
 #include <torch/library.h>
 
 #include "../cpu/dense_gradient.h"
 #include "../cpu/fresh_memory.h"
-#include "../cpu/kept_gradient.h"
+#include "../cuda/dense_gradient.h"
+#include "../kept_gradient.h"
 #include "accumulate.h"
 #include "node.h"
 
@@ -23,8 +24,43 @@ at::Tensor scatter_add(const at::Tensor& grad, const at::Tensor& indices,
   return backward.call(grad, indices, num_weights, padding_idx, scale_grad_by_freq);
 }
 
+constexpr const char* kBackward = "embedding_dense_backward";
+constexpr const char* kRecorded = "embed_ext::embedding_dense_backward";  // for profilers
+
+// table [V, D] += gradient. `kept` may be null.
+void add_to(const at::Tensor& table, const DenseGradient& task, KeptGradient* kept) {
+  if (table.is_cuda()) {
+    return cuda::add_gradient(kBackward, task, table, kept);
+  }
+  cpu::sum_gradient(kBackward, task, cpu::Sums::kAdded, table.scalar_type(),
+                    [&](std::vector<int64_t>& rows) {
+                      // Before anything is written: what fails after this must not pass for
+                      // untouched.
+                      if (kept != nullptr) {
+                        kept->bump_version(table, {std::move(rows), {}});
+                      } else {
+                        torch::autograd::impl::bump_version(table);
+                      }
+                      return table;
+                    });
+}
+
+// -> [V, D]. `kept` may be null.
+at::Tensor new_gradient_on_cpu(const DenseGradient& task, KeptGradient* kept) {
+  const int64_t width = task.grad_output.size(-1);
+  const auto options = task.grad_output.options();
+  return cpu::sum_gradient(
+      kBackward, task, cpu::Sums::kWritten, task.grad_output.scalar_type(),
+      [&](std::vector<int64_t>& rows) {
+        const auto used_rows = static_cast<int64_t>(rows.size());
+        return kept != nullptr
+                   ? kept->zeros(task.num_weights, width, {std::move(rows), {}}, options)
+                   : cpu::zero_rows(task.num_weights, width, used_rows, options);
+      });
+}
+
 struct EmbeddingBackward : public LookupNode {
-  std::shared_ptr<cpu::KeptGradient> kept;
+  std::shared_ptr<KeptGradient> kept;
 
   std::string name() const override { return "embed_ext::EmbeddingBackward"; }
   Formula formula() const override { return &scatter_add; }
@@ -35,35 +71,29 @@ struct EmbeddingBackward : public LookupNode {
 // grad_output [..., D], saved_indices [...]. The result is undefined if it was added to .grad.
 std::optional<at::Tensor> EmbeddingBackward::in_place(const at::Tensor& grad_output,
                                                       const at::Tensor& saved_indices) {
-  if (sparse || grad_output.is_complex() || !is_plain_cpu_call(grad_output) ||
-      !is_plain_cpu_call(saved_indices) || num_weights.is_heap_allocated() ||
+  if (sparse || grad_output.is_complex() || !is_plain_call(grad_output) ||
+      !is_plain_call(saved_indices) || num_weights.is_heap_allocated() ||
       padding_idx.is_heap_allocated()) {
     return std::nullopt;
   }
-  const cpu::DenseGradient task{grad_output, saved_indices, num_weights.expect_int(),
-                                padding_idx.expect_int(), scale_grad_by_freq};
-  constexpr const char* op = "embedding_dense_backward";
-  RECORD_FUNCTION("embed_ext::embedding_dense_backward", {});  // for profilers: no operator runs
+  const DenseGradient task{grad_output, saved_indices, num_weights.expect_int(),
+                           padding_idx.expect_int(), scale_grad_by_freq};
   if (const GradToAddTo existing(*this, grad_output, task.num_weights); existing) {
-    cpu::sum_gradient(op, task, cpu::Sums::kAdded, [&](std::vector<int64_t>& rows) {
-      // Before anything is written: what fails after this must not pass for untouched.
-      if (kept != nullptr) {
-        kept->bump_version(existing.tensor(), std::move(rows));
-      } else {
-        torch::autograd::impl::bump_version(existing.tensor());
-      }
-      return existing.tensor();
-    });
+    RECORD_FUNCTION(kRecorded, {});
+    add_to(existing.tensor(), task, kept.get());
     return at::Tensor();
   }
   // Where several gradients are summed, the engine can do so in place in memory of its own alone.
-  const bool keeps = kept != nullptr && feeds_alone(*this);
-  return cpu::sum_gradient(op, task, cpu::Sums::kWritten, [&](std::vector<int64_t>& rows) {
-    const int64_t width = grad_output.size(-1);
-    return keeps ? kept->zeros(task.num_weights, width, std::move(rows), grad_output.options())
-                 : cpu::zero_rows(task.num_weights, width, static_cast<int64_t>(rows.size()),
-                                  grad_output.options());
-  });
+  KeptGradient* const used = kept != nullptr && feeds_alone(*this) ? kept.get() : nullptr;
+  if (grad_output.is_cpu()) {
+    RECORD_FUNCTION(kRecorded, {});
+    return new_gradient_on_cpu(task, used);
+  }
+  if (used != nullptr) {
+    RECORD_FUNCTION(kRecorded, {});
+    return cuda::gradient_in_kept_memory(kBackward, task, *used);
+  }
+  return std::nullopt;
 }
 
 // weight [V, D], indices [...] -> [..., D]
@@ -71,7 +101,7 @@ at::Tensor embedding(c10::DispatchKeySet keys, const at::Tensor& weight, const a
                      c10::SymInt padding_idx, bool scale_grad_by_freq, bool sparse) {
   // A weight of another rank is turned down below, by the check that every device shares.
   const auto num_weights = weight.dim() == 2 ? weight.sym_size(0) : c10::SymInt(0);
-  const auto kept = cpu::KeptGradientScope::take();
+  const auto kept = KeptGradientScope::take();
   auto out = record_linear<EmbeddingBackward>(
       weight, indices, num_weights, padding_idx, scale_grad_by_freq, sparse,
       [&](const at::Tensor& table) {

@@ -6,18 +6,12 @@
 
 #include <vector>
 
+#include "../dense_gradient.h"
+
 namespace embed_ext::cpu {
 
-struct DenseGradient {
-  const at::Tensor& grad_output;  // [..., D], of a real dtype unless the table is new
-  const at::Tensor& indices;      // [...]
-  int64_t num_weights;            // V
-  int64_t padding_idx;            // -1: none
-  bool scale_grad_by_freq;
-};
-
 // Where the sums go: called once everything has been checked, with the rows in use, ascending.
-// Returns a [V, D] tensor of grad_output's dtype whose rows have unit inner stride.
+// Returns a [V, D] tensor whose rows have unit inner stride.
 using TableOf = c10::function_ref<at::Tensor(std::vector<int64_t>& used_rows)>;
 
 enum class Sums {
@@ -26,7 +20,8 @@ enum class Sums {
 };
 
 // table[v] gets the sum of grad_output[i] over all i with indices[i] = v; returns the table.
+// grad_output is of a real dtype; table_type is the same or, for bfloat16 and float16, float32.
 at::Tensor sum_gradient(const char* op, const DenseGradient& task, Sums sums,
-                        const TableOf& table_of);
+                        at::ScalarType table_type, const TableOf& table_of);
 
 }  // namespace embed_ext::cpu

@@ -90,10 +90,10 @@ struct GradRows {
   int64_t stride;
 };
 
-template <class T, class TokenT, class Index>
+template <class In, class Out, class TokenT, class Index>
 at::Tensor sum_by_row(const GradRows& rows, const Index* indices, const DenseGradient& task,
                       Sums sums, const TableOf& table_of) {
-  using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
+  using Acc = std::conditional_t<std::is_same_v<In, double>, double, float>;
   const int64_t width = rows.width;
   const auto tokens = group_by_row<TokenT>(indices, rows.count, task.num_weights, task.padding_idx);
   std::vector<int64_t> used_rows;
@@ -103,50 +103,57 @@ at::Tensor sum_by_row(const GradRows& rows, const Index* indices, const DenseGra
   if (width == 0 || tokens.empty()) {
     return table;
   }
-  auto plan = plan_runs(tokens, used, reinterpret_cast<char*>(table.mutable_data_ptr<T>()),
-                        table.stride(0) * static_cast<int64_t>(sizeof(T)), task.scale_grad_by_freq);
+  auto plan =
+      plan_runs(tokens, used, reinterpret_cast<char*>(table.mutable_data_ptr<Out>()),
+                table.stride(0) * static_cast<int64_t>(sizeof(Out)), task.scale_grad_by_freq);
   const bool add = sums == Sums::kAdded;
-  const int64_t row_bytes = width * static_cast<int64_t>(sizeof(T));
+  const int64_t row_bytes = width * static_cast<int64_t>(sizeof(Out));
   const bool streamed =
       table.is_contiguous() &&
-      worth_streaming(table.const_data_ptr<T>(), task.num_weights * row_bytes, row_bytes);
-  const T* data = rows.grad.const_data_ptr<T>();
+      worth_streaming(table.const_data_ptr<Out>(), task.num_weights * row_bytes, row_bytes);
+  const In* data = rows.grad.const_data_ptr<In>();
   std::vector<Acc> scratch(plan.partial.size() * width);  // the last thing that can fail
   for (size_t k = 0; k < plan.partial.size(); ++k) {
     plan.partial[k].out = scratch.data() + k * width;
   }
-  sum_in_parallel<T, T>(plan.direct, tokens, data, rows.stride, width, add, streamed);
+  sum_in_parallel<In, Out>(plan.direct, tokens, data, rows.stride, width, add, streamed);
   if (!plan.partial.empty()) {
-    sum_in_parallel<T, Acc>(plan.partial, tokens, data, rows.stride, width, /*add=*/false,
-                            /*streamed=*/false);
-    sum_in_parallel<Acc, T>(plan.combine, plan.scratch_tokens, scratch.data(), width, width, add,
-                            /*streamed=*/false);
+    sum_in_parallel<In, Acc>(plan.partial, tokens, data, rows.stride, width, /*add=*/false,
+                             /*streamed=*/false);
+    sum_in_parallel<Acc, Out>(plan.combine, plan.scratch_tokens, scratch.data(), width, width, add,
+                              /*streamed=*/false);
   }
   return table;
 }
 
-template <class T, class Index>
+template <class In, class Out, class Index>
 at::Tensor sum_by_row(const GradRows& rows, const Index* indices, const DenseGradient& task,
                       Sums sums, const TableOf& table_of) {
   if (fits_narrow_token(task.num_weights, rows.count)) {
-    return sum_by_row<T, Token>(rows, indices, task, sums, table_of);
+    return sum_by_row<In, Out, Token>(rows, indices, task, sums, table_of);
   }
-  return sum_by_row<T, WideToken>(rows, indices, task, sums, table_of);
+  return sum_by_row<In, Out, WideToken>(rows, indices, task, sums, table_of);
 }
 
 // rows [N, D] of a real dtype, index [N] in range
 template <class Index>
 at::Tensor dispatch_dtype(const GradRows& rows, const Index* index, const DenseGradient& task,
-                          Sums sums, const TableOf& table_of) {
-  switch (rows.grad.scalar_type()) {
+                          Sums sums, at::ScalarType table_type, const TableOf& table_of) {
+  using c10::BFloat16, c10::Half;
+  const auto type = rows.grad.scalar_type();
+  TORCH_INTERNAL_ASSERT(table_type == type || table_type == at::kFloat);
+  const bool widened = table_type != type;
+  switch (type) {
     case at::kDouble:
-      return sum_by_row<double>(rows, index, task, sums, table_of);
+      return sum_by_row<double, double>(rows, index, task, sums, table_of);
     case at::kBFloat16:
-      return sum_by_row<c10::BFloat16>(rows, index, task, sums, table_of);
+      return widened ? sum_by_row<BFloat16, float>(rows, index, task, sums, table_of)
+                     : sum_by_row<BFloat16, BFloat16>(rows, index, task, sums, table_of);
     case at::kHalf:
-      return sum_by_row<c10::Half>(rows, index, task, sums, table_of);
+      return widened ? sum_by_row<Half, float>(rows, index, task, sums, table_of)
+                     : sum_by_row<Half, Half>(rows, index, task, sums, table_of);
     default:
-      return sum_by_row<float>(rows, index, task, sums, table_of);
+      return sum_by_row<float, float>(rows, index, task, sums, table_of);
   }
 }
 
@@ -162,16 +169,18 @@ at::Tensor embedding_dense_backward(const at::Tensor& grad_output, const at::Ten
     return at::view_as_complex(out.view({num_weights, grad_output.size(-1), 2}));
   }
   const DenseGradient task{grad_output, indices, num_weights, padding_idx, scale_grad_by_freq};
-  return sum_gradient(kOp, task, Sums::kWritten, [&](const std::vector<int64_t>& used_rows) {
-    return zero_rows(num_weights, grad_output.size(-1), static_cast<int64_t>(used_rows.size()),
-                     grad_output.options());
-  });
+  return sum_gradient(kOp, task, Sums::kWritten, grad_output.scalar_type(),
+                      [&](const std::vector<int64_t>& used_rows) {
+                        return zero_rows(num_weights, grad_output.size(-1),
+                                         static_cast<int64_t>(used_rows.size()),
+                                         grad_output.options());
+                      });
 }
 
 }  // namespace
 
 at::Tensor sum_gradient(const char* op, const DenseGradient& task, Sums sums,
-                        const TableOf& table_of) {
+                        at::ScalarType table_type, const TableOf& table_of) {
   check_grad(op, task.grad_output, task.indices, task.num_weights);
   const int64_t count = task.indices.numel();
   const int64_t width = task.grad_output.size(-1);
@@ -185,7 +194,8 @@ at::Tensor sum_gradient(const char* op, const DenseGradient& task, Sums sums,
   return with_index_pointer(index_tensor, [&](const auto* index) {
     check_index_range(op, index, count, task.indices.sizes(), task.num_weights);
     const int64_t stride = grad.is_contiguous() ? width : grad.stride(0);
-    return dispatch_dtype(GradRows{grad, count, width, stride}, index, task, sums, table_of);
+    return dispatch_dtype(GradRows{grad, count, width, stride}, index, task, sums, table_type,
+                          table_of);
   });
 }
 

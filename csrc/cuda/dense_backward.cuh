@@ -1,25 +1,43 @@
-// What the two dense backward algorithms share: the task. Torch-free kernels, thin launchers.
+// What the dense backward algorithms share, and who picks one of them.
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/util/FunctionRef.h>
 #include <cuda_runtime_api.h>
 
+#include "../dense_gradient.h"
 #include "index_errors.cuh"
 
 namespace embed_ext::cuda {
 
+// What becomes of the rows of `out`.
+enum class RowsOfOut {
+  kAllWritten,   // nothing is known of what they hold: the sums, and zeros everywhere else
+  kUsedWritten,  // they are zero, and all but those in use stay as they are
+  kAdded,        // the sums are added to those in use, rounded once
+};
+
 struct DenseBackwardTask {
   at::Tensor grad;     // [N, D] float32, float64, bfloat16 or float16, unit inner stride, N, D > 0
   at::Tensor indices;  // [N] contiguous, any index type
-  at::Tensor out;      // [V, D] contiguous, of grad's dtype, not yet written to, V > 0
+  at::Tensor out;  // [V, D] of grad's dtype or float32, unit inner stride, contiguous unless kAdded
+  RowsOfOut rows;
   int64_t padding_idx;
   bool scale_grad_by_freq;  // only add_segments() can
 };
 
-// Fills with zeros, then adds with atomics. float32 and float64 only.
+// Atomic adds, after a fill with zeros where that is needed. `out` is float32 or float64.
 void add_atomically(const DenseBackwardTask& task, const IndexErrors& errors, cudaStream_t stream);
 
-// Sorts, then writes every row of `out` once. The same bits on every run.
+// Without a sort, for N <= kFewTokens. The same bits on every run.
+void add_few(const DenseBackwardTask& task, const IndexErrors& errors, cudaStream_t stream);
+
+// Sorts, then writes each row once. The same bits on every run.
 void add_segments(const DenseBackwardTask& task, const IndexErrors& errors, cudaStream_t stream);
+
+// The table that `table_of` returns once everything is checked that is checked beforehand, with the
+// gradient in it. `task` has passed check_grad(); grad_output is of a real dtype.
+at::Tensor sum_gradient(const char* op, const DenseGradient& task, RowsOfOut rows,
+                        c10::function_ref<at::Tensor()> table_of);
 
 }  // namespace embed_ext::cuda

@@ -1,4 +1,5 @@
-// Dense gradient by atomic adds: out is filled with zeros, then every token's row is added to it.
+// Dense gradient by atomic adds: out is filled with zeros, unless it is zero already or to be added
+// to, then every token's row is added to it.
 //
 // Atomic adds to one address queue up, so that a row used often would hold up all. A warp therefore
 // takes 32 tokens at a time, brings equal rows together, adds those in registers, and sends one
@@ -22,14 +23,16 @@ constexpr unsigned kFullWarp = 0xffffffffu;
 constexpr int kInFlight = 4;  // gradient rows that a lane is waiting for at once
 constexpr int64_t kNoRow = -1;
 
-template <class T, class Index>
+// In: the type of the gradient, Out: of the sums, float or double.
+template <class In, class Out, class Index>
 struct ScatterTask {
-  const T* grad;
+  const In* grad;       // [N, D]
   int64_t grad_stride;  // in elements
   const Index* indices;
   int64_t num_indices;
   int64_t padding_idx;
-  T* out;
+  Out* out;  // [V, D]
+  int64_t out_stride;
   int64_t width;  // of a row, in elements
 };
 
@@ -98,9 +101,10 @@ __device__ int lane_in_row_order(int64_t row, int lane, uint8_t* order) {
 // the 32 indices. Then each group of `lanes` lanes walks `lanes` tokens of that order, a lane
 // adding up one vector of kCount columns: a row of 64 bytes occupies 4 lanes, and 8 groups work at
 // once.
-template <class T, int kCount, class Index>
+template <class In, class Out, int kCount, class Index>
 __global__ void __launch_bounds__(kBlockThreads)
-    scatter_add(ScatterTask<T, Index> task, int lanes, Divider row_chunks, IndexErrors errors) {
+    scatter_add(ScatterTask<In, Out, Index> task, int lanes, Divider row_chunks,
+                IndexErrors errors) {
   __shared__ uint8_t orders[kBlockWarps][kWarpSize];
   const int warp = threadIdx.x / kWarpSize;
   const int lane = threadIdx.x % kWarpSize;
@@ -130,16 +134,16 @@ __global__ void __launch_bounds__(kBlockThreads)
   const int ordered_lane = lane_in_row_order(row, lane, orders[warp]);
   const int64_t ordered_row = __shfl_sync(kFullWarp, row, ordered_lane);
 
-  Packed<T, kCount> sum{};
+  Packed<Out, kCount> sum{};
   int64_t sum_row = kNoRow;
   const auto flush = [&] {
     if (sum_row != kNoRow && has_column) {
-      atomic_add(task.out + sum_row * task.width + column, sum);
+      atomic_add(task.out + sum_row * task.out_stride + column, sum);
     }
   };
   for (int k = 0; k < lanes; k += kInFlight) {
     int64_t token_row[kInFlight];
-    Packed<T, kCount> value[kInFlight];
+    Packed<In, kCount> value[kInFlight];
 #pragma unroll
     for (int u = 0; u < kInFlight; ++u) {
       const int from = group_start + min(k + u, lanes - 1);
@@ -148,76 +152,77 @@ __global__ void __launch_bounds__(kBlockThreads)
       if (k + u >= lanes) {
         token_row[u] = kNoRow;
       }
-      value[u] = Packed<T, kCount>{};
+      value[u] = Packed<In, kCount>{};
       if (token_row[u] != kNoRow && has_column) {
-        value[u] = load<T, kCount>(task.grad + (first_token + token) * task.grad_stride + column);
+        value[u] = load<In, kCount>(task.grad + (first_token + token) * task.grad_stride + column);
       }
     }
 #pragma unroll
     for (int u = 0; u < kInFlight; ++u) {
-      if (token_row[u] == sum_row) {
-#pragma unroll
-        for (int i = 0; i < kCount; ++i) {
-          sum.values[i] += value[u].values[i];
-        }
-      } else {
+      if (token_row[u] != sum_row) {
         flush();
         sum_row = token_row[u];
-        sum = value[u];
+        sum = {};
       }
+      add(sum, value[u]);
     }
   }
   flush();
 }
 
-template <class T, int kCount, class Index>
-void launch_scatter(const ScatterTask<T, Index>& task, const IndexErrors& errors,
+template <int kCount, class In, class Out, class Index>
+void launch_scatter(const ScatterTask<In, Out, Index>& task, const IndexErrors& errors,
                     cudaStream_t stream) {
   const auto share = lanes_for_row(task.width / kCount);
   const int64_t items = ceil_div(task.num_indices, kWarpSize) * share.chunks;
-  scatter_add<T, kCount><<<grid_blocks(items, kBlockWarps), kBlockThreads, 0, stream>>>(
+  scatter_add<In, Out, kCount><<<grid_blocks(items, kBlockWarps), kBlockThreads, 0, stream>>>(
       task, share.lanes, Divider(share.chunks), errors);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-template <class T, class Index>
+template <class In, class Out, class Index>
 void scatter(const DenseBackwardTask& task, const Index* indices, const IndexErrors& errors,
              cudaStream_t stream) {
-  const ScatterTask<T, Index> raw{static_cast<const T*>(task.grad.const_data_ptr()),
-                                  task.grad.stride(0),
-                                  indices,
-                                  task.indices.numel(),
-                                  task.padding_idx,
-                                  static_cast<T*>(task.out.mutable_data_ptr()),
-                                  task.grad.size(1)};
-  constexpr int kSize = sizeof(T);
-  const int bytes = vector_bytes({address(raw.grad), address(raw.out),
-                                  static_cast<uint64_t>(raw.grad_stride) * kSize,
-                                  static_cast<uint64_t>(raw.width) * kSize});
-  if (bytes == 16) {
-    launch_scatter<T, 16 / kSize>(raw, errors, stream);
-  } else if (bytes == 8) {
-    launch_scatter<T, 8 / kSize>(raw, errors, stream);
+  const ScatterTask<In, Out, Index> raw{static_cast<const In*>(task.grad.const_data_ptr()),
+                                        task.grad.stride(0),
+                                        indices,
+                                        task.indices.numel(),
+                                        task.padding_idx,
+                                        static_cast<Out*>(task.out.mutable_data_ptr()),
+                                        task.out.stride(0),
+                                        task.grad.size(1)};
+  const auto elements = vector_elements({sizeof(In), address(raw.grad), raw.grad_stride},
+                                        {sizeof(Out), address(raw.out), raw.out_stride}, raw.width);
+  if (sizeof(Out) == 4 && elements == 4) {
+    launch_scatter<sizeof(Out) == 4 ? 4 : 2>(raw, errors, stream);
+  } else if (elements >= 2) {
+    launch_scatter<2>(raw, errors, stream);
   } else {
-    launch_scatter<T, 1>(raw, errors, stream);
+    launch_scatter<1>(raw, errors, stream);
   }
 }
 
 }  // namespace
 
 void add_atomically(const DenseBackwardTask& task, const IndexErrors& errors, cudaStream_t stream) {
-  C10_CUDA_CHECK(cudaMemsetAsync(task.out.mutable_data_ptr(), 0, task.out.nbytes(), stream));
+  if (task.rows == RowsOfOut::kAllWritten) {
+    C10_CUDA_CHECK(cudaMemsetAsync(task.out.mutable_data_ptr(), 0, task.out.nbytes(), stream));
+  }
   // The narrow index types are widened once: they cost little beside the rows, and each kernel then
   // needs two index types, not seven.
   const auto type = task.indices.scalar_type();
   const bool wide = type == at::kLong || type == at::kUInt32;
   const auto indices = task.indices.to(wide ? at::kLong : at::kInt);
-  const auto with_type = [&](auto zero) {
-    using T = decltype(zero);
-    wide ? scatter<T>(task, indices.const_data_ptr<int64_t>(), errors, stream)
-         : scatter<T>(task, indices.const_data_ptr<int32_t>(), errors, stream);
-  };
-  task.grad.scalar_type() == at::kDouble ? with_type(double{}) : with_type(float{});
+  with_gradient_types(task.grad.scalar_type(), task.out.scalar_type(), [&](auto in, auto out) {
+    using In = typename decltype(in)::type;
+    using Out = typename decltype(out)::type;
+    if constexpr (std::is_same_v<Out, Accumulator<In>>) {
+      wide ? scatter<In, Out>(task, indices.const_data_ptr<int64_t>(), errors, stream)
+           : scatter<In, Out>(task, indices.const_data_ptr<int32_t>(), errors, stream);
+    } else {
+      TORCH_INTERNAL_ASSERT(false, "atomic adds to a table of low precision");
+    }
+  });
 }
 
 }  // namespace embed_ext::cuda

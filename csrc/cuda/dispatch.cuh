@@ -54,4 +54,19 @@ decltype(auto) with_float_type(at::ScalarType type, const F& f) {
   }
 }
 
+// Calls f(TypeTag<In>, TypeTag<Out>) with the CUDA types of a gradient and of the table that its
+// sums go to, which is of the same dtype or of float32.
+template <class F>
+void with_gradient_types(at::ScalarType in, at::ScalarType out, const F& f) {
+  with_float_type(in, [&](auto tag) {
+    if constexpr (sizeof(typename decltype(tag)::type) < sizeof(float)) {
+      if (out == at::kFloat) {
+        return f(tag, TypeTag<float>{});
+      }
+    }
+    TORCH_INTERNAL_ASSERT(out == in);
+    f(tag, tag);
+  });
+}
+
 }  // namespace embed_ext::cuda

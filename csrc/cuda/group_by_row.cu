@@ -8,6 +8,7 @@
 
 #include "dispatch.cuh"
 #include "launch_math.h"
+#include "sorted_search.cuh"
 
 namespace embed_ext::cuda {
 namespace {
@@ -28,19 +29,6 @@ __global__ void __launch_bounds__(kBlockThreads)
   if (!good) {
     errors.report(index, i);
   }
-}
-
-// The first i in [first, last] with i == last or sorted[i] >= value.
-__device__ int64_t lower_bound(const uint32_t* sorted, int64_t first, int64_t last, int64_t value) {
-  while (first < last) {
-    const int64_t middle = first + (last - first) / 2;
-    if (static_cast<int64_t>(sorted[middle]) < value) {
-      first = middle + 1;
-    } else {
-      last = middle;
-    }
-  }
-  return first;
 }
 
 constexpr int kRowsPerThread = 16;

@@ -89,11 +89,11 @@ void raise_pending(c10::DeviceIndex device, at::OptionalIntArrayRef sizes) {
   }
 }
 
+}  // namespace
+
 bool is_capturing() {
   return c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
 }
-
-}  // namespace
 
 IndexErrors open_index_check(const char* op, const at::Tensor& indices, int64_t num_rows) {
   const auto device = c10::cuda::current_device();

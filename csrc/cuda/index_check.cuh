@@ -12,6 +12,9 @@
 
 namespace embed_ext::cuda {
 
+// Whether the current stream records a CUDA graph.
+bool is_capturing();
+
 // Opens the call of `op` on the current device: raises what an earlier call left, and, if there are
 // indices [...] but no rows, IndexError at once. What it returns is for the kernels of this call.
 IndexErrors open_index_check(const char* op, const at::Tensor& indices, int64_t num_rows);

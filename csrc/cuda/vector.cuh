@@ -64,6 +64,14 @@ struct alignas(sizeof(T) * kCount < kMaxVectorBytes ? sizeof(T) * kCount : kMaxV
   T values[kCount];
 };
 
+template <class A, class T, int kCount>
+__device__ void add(Packed<A, kCount>& sum, const Packed<T, kCount>& value) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    sum.values[i] += widen(value.values[i]);
+  }
+}
+
 template <class T, int kCount>
 struct PackedAccess {
   static constexpr int kWidth = static_cast<int>(alignof(Packed<T, kCount>));
@@ -78,6 +86,20 @@ __device__ Packed<T, kCount> load(const T* source) {
 #pragma unroll
   for (int v = 0; v < Access::kVectors; ++v) {
     raw[v] = __ldg(reinterpret_cast<const typename Access::Raw*>(source) + v);
+  }
+  Packed<T, kCount> result;
+  memcpy(&result, raw, sizeof(result));
+  return result;
+}
+
+// The same of memory that the kernel writes too, which must not be read through the read-only path.
+template <class T, int kCount>
+__device__ Packed<T, kCount> load_written(const T* source) {
+  using Access = PackedAccess<T, kCount>;
+  typename Access::Raw raw[Access::kVectors];
+#pragma unroll
+  for (int v = 0; v < Access::kVectors; ++v) {
+    raw[v] = *(reinterpret_cast<const typename Access::Raw*>(source) + v);
   }
   Packed<T, kCount> result;
   memcpy(&result, raw, sizeof(result));

@@ -1,6 +1,7 @@
 // How wide the loads and stores of a kernel may be. Plain C++, tested on the CPU.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
 
@@ -19,5 +20,24 @@ inline int vector_bytes(std::initializer_list<uint64_t> values) {
 }
 
 inline uint64_t address(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer); }
+
+// Rows that a kernel reads or writes, `stride` elements apart.
+struct RowsInMemory {
+  uint64_t element_bytes;
+  uint64_t address;
+  int64_t stride;
+};
+
+// How many neighbouring elements of a row a thread may take at a time from one matrix [*, width] to
+// another, with one access of each.
+inline int vector_elements(const RowsInMemory& from, const RowsInMemory& to, int64_t width) {
+  const auto elements = [&](const RowsInMemory& rows) {
+    const int bytes =
+        vector_bytes({rows.address, static_cast<uint64_t>(rows.stride) * rows.element_bytes,
+                      static_cast<uint64_t>(width) * rows.element_bytes});
+    return bytes / static_cast<int>(rows.element_bytes);
+  };
+  return std::min(elements(from), elements(to));
+}
 
 }  // namespace embed_ext::cuda

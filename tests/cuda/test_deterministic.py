@@ -1,4 +1,4 @@
-"""The dense backward by segments: exact where sums are, the same on every run, rounded once."""
+"""The dense backwards that add in order: exact, the same on every run, rounded once."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ ops = torch.ops.embed_ext
 
 # How often a row occurs: around the chunk of 64 tokens and the block of 64 chunks.
 COUNTS = (0, 1, 2, 3, 63, 64, 65, 127, 128, 129, 191, 4095, 4096, 4097, 8191, 8192, 8200, 20_000)
+
+
+TOKENS = (900, 4000)  # without a sort, and with one
 
 
 def shuffled(indices: Tensor) -> Tensor:
@@ -39,12 +42,13 @@ def test_every_length_of_segment(dtype: torch.dtype, lead: int) -> None:
 
 
 @pytest.mark.parametrize("is_deterministic", [False, True])
+@pytest.mark.parametrize("tokens", TOKENS)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("dtype", REAL_DTYPES, ids=str)
-def test_every_width(dtype: torch.dtype, width: int, is_deterministic: bool) -> None:
+def test_every_width(dtype: torch.dtype, width: int, tokens: int, is_deterministic: bool) -> None:
     """float16 and bfloat16 hold every whole number that occurs here."""
     num_rows = 301
-    indices = make_indices((900,), num_rows).cuda()
+    indices = make_indices((tokens,), num_rows).cuda()
     indices[100:120] = 17
     grad = whole_numbers((len(indices), width), dtype).cuda()
     with deterministic(is_deterministic):
@@ -55,10 +59,11 @@ def test_every_width(dtype: torch.dtype, width: int, is_deterministic: bool) -> 
 
 
 @pytest.mark.parametrize("is_deterministic", [False, True])
-def test_rows_of_a_wider_gradient(is_deterministic: bool) -> None:
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_rows_of_a_wider_gradient(tokens: int, is_deterministic: bool) -> None:
     """grad_output that starts off a vector's boundary, its rows further apart than long."""
-    wide = whole_numbers((500, 70), torch.float32).cuda()
-    indices = make_indices((500,), 40).cuda()
+    wide = whole_numbers((tokens, 70), torch.float32).cuda()
+    indices = make_indices((tokens,), 40).cuda()
     for grad in (wide[:, 1:65], wide[:, 2:66], wide[:, 4:68], wide[:, ::2], wide[:, :1]):
         with deterministic(is_deterministic):
             actual = ops.embedding_dense_backward(grad, indices, 40)

@@ -36,6 +36,25 @@ void test_vector_bytes() {
   CHECK(vector_bytes({0x7f0000000000, 512, 0}) == 16);   // an expanded row: every stride is right
 }
 
+// The narrower of the two sides decides, and no access crosses a row's end.
+void test_vector_elements() {
+  const auto rows = [](uint64_t element_bytes, int64_t stride, uint64_t address = 0x7f0000000000) {
+    return RowsInMemory{element_bytes, address, stride};
+  };
+  CHECK(vector_elements(rows(4, 64), rows(4, 64), 64) == 4);
+  CHECK(vector_elements(rows(8, 64), rows(8, 64), 64) == 2);
+  CHECK(vector_elements(rows(2, 64), rows(2, 64), 64) == 8);
+  CHECK(vector_elements(rows(2, 64), rows(4, 64), 64) == 4);  // bfloat16 to float32
+  CHECK(vector_elements(rows(2, 50), rows(4, 50), 50) == 2);
+  CHECK(vector_elements(rows(2, 65), rows(4, 65), 65) == 1);
+  CHECK(vector_elements(rows(4, 64), rows(4, 66), 64) == 2);  // rows of a wider table
+  CHECK(vector_elements(rows(4, 64), rows(4, 64, 0x7f0000000004), 64) == 1);
+  CHECK(vector_elements(rows(2, 0), rows(4, 64), 64) == 4);  // one row for all
+  for (int64_t width = 1; width <= 130; ++width) {
+    CHECK(width % vector_elements(rows(2, width), rows(4, width), width) == 0);
+  }
+}
+
 void test_ceil_div() {
   CHECK(ceil_div(0, 8) == 0);
   CHECK(ceil_div(1, 8) == 1);
@@ -127,24 +146,30 @@ void test_policy_of_the_common_case() {
 
 // What atomic adds cannot do, or not well, is never left to them, whatever the sizes.
 void test_policy_that_the_result_demands() {
-  for (const int64_t num_indices : {1, 4096, 1 << 30}) {
+  for (const int64_t num_indices : {int64_t{1}, kFewTokens, kFewTokens + 1, int64_t{1} << 30}) {
     for (bool DenseBackwardCase::* reason :
          {&DenseBackwardCase::low_precision, &DenseBackwardCase::scale_grad_by_freq,
           &DenseBackwardCase::deterministic}) {
       auto call = common_case();
       call.num_indices = num_indices;
       call.*reason = true;
-      CHECK(choose_dense_backward(call) == DenseBackward::kSegments);
+      CHECK(choose_dense_backward(call) ==
+            (num_indices <= kFewTokens ? DenseBackward::kFew : DenseBackward::kSegments));
     }
   }
 }
 
 void test_policy_of_many_duplicates() {
   auto call = common_case();
-  call.num_weights = 100;
-  call.num_indices = 100 * kManyDuplicates;
+  call.num_weights = 1000;
+  call.num_indices = 1000 * kManyDuplicates;
   CHECK(choose_dense_backward(call) == DenseBackward::kAtomic);
-  call.num_indices = 101 * kManyDuplicates;
+  call.num_indices = 1001 * kManyDuplicates;
+  CHECK(choose_dense_backward(call) == DenseBackward::kSegments);
+  call.num_weights = 1;
+  call.num_indices = kFewTokens;
+  CHECK(choose_dense_backward(call) == DenseBackward::kFew);
+  call.num_indices = kFewTokens + 1;
   CHECK(choose_dense_backward(call) == DenseBackward::kSegments);
   call.num_weights = INT64_MAX;  // no product of the sizes may overflow
   call.num_indices = INT64_MAX;
@@ -155,6 +180,7 @@ void test_policy_of_many_duplicates() {
 
 int main() {
   test_vector_bytes();
+  test_vector_elements();
   test_ceil_div();
   test_grid_blocks();
   test_bit_width();

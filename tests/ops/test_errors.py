@@ -34,6 +34,12 @@ def sparse_backward(weight: Tensor, indices: Tensor) -> object:
     return ops.embedding_sparse_backward(grad, indices, weight.size(0))
 
 
+def grad_add(weight: Tensor, indices: Tensor) -> object:
+    """As dense_backward, with the table in grad_weight's place."""
+    grad = weight.new_zeros(*indices.shape, weight.size(-1))
+    return ops.embedding_grad_add_(weight, grad, indices)
+
+
 def renorm(weight: Tensor, indices: Tensor) -> object:
     """weight [V, D], indices [...]."""
     return ops.embedding_renorm_(weight, indices, 1.0)
@@ -43,6 +49,7 @@ OPS: dict[str, Callable[[Tensor, Tensor], object]] = {
     "embedding": forward,
     "embedding_dense_backward": dense_backward,
     "embedding_sparse_backward": sparse_backward,
+    "embedding_grad_add_": grad_add,
     "embedding_renorm_": renorm,
 }
 BACKWARDS = ("embedding_dense_backward", "embedding_sparse_backward")
@@ -192,7 +199,7 @@ def test_weight_that_autograd_records_is_checked_alike(device: str) -> None:
 def test_two_devices(op: str) -> None:
     """A mix with meta tensors too: torch returns memory that nobody wrote for some of these."""
     weight, indices = make_table(ROWS, WIDTH), torch.tensor([0, 1])
-    argument = "grad_output" if op in BACKWARDS else "weight"
+    argument = "grad_output" if op in (*BACKWARDS, "embedding_grad_add_") else "weight"
     with raises(RuntimeError, op, f"{argument} is on meta and indices is on cpu"):
         OPS[op](weight.to("meta"), indices)
     with raises(RuntimeError, op, f"{argument} is on cpu and indices is on meta"):
@@ -276,6 +283,7 @@ def test_cuda_tensors_in_a_build_without_cuda(op: str) -> None:
         "embedding": (weight, indices),
         "embedding_dense_backward": (weight[:2], indices, ROWS),
         "embedding_sparse_backward": (weight[:2], indices, ROWS),
+        "embedding_grad_add_": (weight, weight[:2].clone(), indices),
         "embedding_renorm_": (weight, indices, 1.0),
     }
     cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)

@@ -88,6 +88,15 @@ def test_sparse_backward(
     check(op, grad.requires_grad_(), indices, *options, tests=tests_of_recorded_sparse_outputs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_grad_add(device: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    indices = make_indices(shape, 9, device=device)
+    grad = make_table(indices.numel(), 4, dtype, device).view(*shape, 4)
+    for table_dtype in {dtype, torch.float32} - ({torch.float32} if dtype.is_complex else set()):
+        check(ops.embedding_grad_add_, make_table(9, 4, table_dtype, device), grad, indices, 2)
+
+
 def test_renorm(device: str) -> None:
     weight, indices = make_table(9, 4, device=device), make_indices((3, 4), 9, device=device)
     for max_norm, norm_type in ((1.0, 2.0), (100.0, 1.0)):

@@ -2,45 +2,60 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/Stream.h>
 
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <vector>
 
-namespace embed_ext::cpu {
+namespace embed_ext {
+
+// Which rows of a gradient were written. On the CPU each row once; on CUDA, where nobody waits for
+// what a kernel finds out, the indices of each backward as they came, bad ones and all.
+struct UsedRows {
+  std::vector<int64_t> on_host;
+  std::vector<at::Tensor> on_device;  // each [N] int64, written to by nobody else
+
+  int64_t count() const;
+  void append(UsedRows&& more);
+};
 
 // Keeps the memory of the last gradient that it handed out, and the rows that were written in it:
 // the next gradient then clears these rows and not a whole table.
 //
 // That is right only if nobody else wrote anything else there. Before memory is used again,
 //   - nobody else may hold it (the count of the storage's owners): else new memory is taken;
-//   - no in-place operation may have changed it (the version counter): else all of it is cleared.
-// What goes past both, such as a write through .data that was let go of again, is not seen; with
+//   - no in-place operation may have changed it (the version counter): else all of it is cleared;
+//   - on CUDA, the current stream must be the one it was handed out on: else new memory is taken.
+// What goes past these, such as a write through .data that was let go of again, is not seen; with
 // set_verify(true) each gradient is searched for it.
 class KeptGradient {
  public:
   // A [num_rows, width] tensor that is zero in every row, of which `used_rows` are about to be
   // written.
-  at::Tensor zeros(int64_t num_rows, int64_t width, std::vector<int64_t>&& used_rows,
+  at::Tensor zeros(int64_t num_rows, int64_t width, UsedRows&& used_rows,
                    const at::TensorOptions& options);
 
   // Bumps the version of `grad`, of which `rows` were written, and keeps track of them if it is the
   // gradient handed out last.
-  void bump_version(const at::Tensor& grad, std::vector<int64_t>&& rows);
+  void bump_version(const at::Tensor& grad, UsedRows&& rows);
 
   void drop();
   int64_t bytes() const;  // of the memory kept
 
  private:
-  bool reusable(int64_t bytes, int64_t row_bytes) const;
-  void clear();
-  void verify();
+  bool reusable(int64_t bytes, int64_t row_bytes, c10::Device device) const;
+  at::Tensor tensor_of_memory(int64_t num_rows, int64_t width,
+                              const at::TensorOptions& options) const;
+  void clear(const at::Tensor& grad) const;
 
   mutable std::mutex mutex_;
   c10::Storage storage_;
   c10::VariableVersion version_;  // shared with the gradient handed out, without owning it
   uint32_t expected_version_ = 0;
-  std::vector<int64_t> rows_;
+  std::optional<c10::Stream> stream_;  // on CUDA
+  UsedRows rows_;
   int64_t row_bytes_ = 0;
 };
 
@@ -59,4 +74,4 @@ class KeptGradientScope {
 void set_verify_kept_gradients(bool on);
 bool verify_kept_gradients();
 
-}  // namespace embed_ext::cpu
+}  // namespace embed_ext

@@ -1,0 +1,200 @@
+#include "kept_gradient.h"
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/Parallel.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+
+#include "cpu/fresh_memory.h"
+#include "cpu/row_kernels.h"
+#include "cuda/dense_gradient.h"
+
+namespace embed_ext {
+namespace {
+
+constexpr int64_t kGrainBytes = int64_t(1) << 17;
+
+bool verify_from_environment() {
+  const char* value = std::getenv("EMBED_EXT_VERIFY_KEPT_GRADIENTS");
+  return value != nullptr && *value != '\0' && *value != '0';
+}
+
+std::atomic<bool>& verify_flag() {
+  static std::atomic<bool> flag{verify_from_environment()};
+  return flag;
+}
+
+std::shared_ptr<KeptGradient>& current() {
+  static thread_local std::shared_ptr<KeptGradient> kept;
+  return kept;
+}
+
+std::optional<c10::Stream> current_stream(c10::Device device) {
+  if (device.is_cpu()) {
+    return std::nullopt;
+  }
+  return c10::impl::VirtualGuardImpl(device.type()).getStream(device);
+}
+
+// The first row of [data, data + bytes) with a byte that is not zero, or -1.
+int64_t first_nonzero_row(const char* data, int64_t bytes, int64_t row_bytes) {
+  constexpr int64_t kBlock = 4096;
+  static const char zeros[kBlock] = {};
+  int64_t at = 0;
+  while (at < bytes && std::memcmp(data + at, zeros, std::min(kBlock, bytes - at)) == 0) {
+    at += kBlock;
+  }
+  while (at < bytes && data[at] == 0) {
+    ++at;
+  }
+  return at < bytes ? at / row_bytes : -1;
+}
+
+int64_t first_nonzero_row(const at::Tensor& grad) {
+  if (grad.is_cpu()) {
+    const int64_t row_bytes = grad.size(1) * static_cast<int64_t>(grad.element_size());
+    return first_nonzero_row(static_cast<const char*>(grad.const_data_ptr()),
+                             static_cast<int64_t>(grad.nbytes()), row_bytes);
+  }
+  const auto rows = grad.ne(0).any(1).nonzero();
+  return rows.numel() > 0 ? rows.select(0, 0).item<int64_t>() : -1;
+}
+
+void clear_rows_on_cpu(const at::Tensor& grad, const std::vector<int64_t>& rows) {
+  auto* data = static_cast<char*>(grad.mutable_data_ptr());
+  const auto bytes = static_cast<int64_t>(grad.nbytes());
+  const int64_t row_bytes = grad.size(1) * static_cast<int64_t>(grad.element_size());
+  const bool streamed = cpu::worth_streaming(data, bytes, row_bytes);
+  const auto count = static_cast<int64_t>(rows.size());
+  at::parallel_for(0, count, kGrainBytes / row_bytes + 1, [&](int64_t begin, int64_t end) {
+    cpu::clear_rows(cpu::ClearTask{data, rows.data() + begin, end - begin, row_bytes, streamed});
+  });
+}
+
+void clear_whole(const at::Tensor& grad) {
+  if (!grad.is_cpu()) {
+    grad.zero_();
+    return;
+  }
+  auto* data = static_cast<char*>(grad.mutable_data_ptr());
+  at::parallel_for(0, static_cast<int64_t>(grad.nbytes()), kGrainBytes,
+                   [&](int64_t begin, int64_t end) { std::memset(data + begin, 0, end - begin); });
+}
+
+}  // namespace
+
+int64_t UsedRows::count() const {
+  auto count = static_cast<int64_t>(on_host.size());
+  for (const auto& rows : on_device) {
+    count += rows.numel();
+  }
+  return count;
+}
+
+void UsedRows::append(UsedRows&& more) {
+  on_host.insert(on_host.end(), more.on_host.begin(), more.on_host.end());
+  std::move(more.on_device.begin(), more.on_device.end(), std::back_inserter(on_device));
+}
+
+bool KeptGradient::reusable(int64_t bytes, int64_t row_bytes, c10::Device device) const {
+  return storage_ && storage_.use_count() == 1 && storage_.data() != nullptr &&
+         storage_.device() == device && static_cast<int64_t>(storage_.nbytes()) == bytes &&
+         row_bytes_ == row_bytes && stream_ == current_stream(device);
+}
+
+at::Tensor KeptGradient::tensor_of_memory(int64_t num_rows, int64_t width,
+                                          const at::TensorOptions& options) const {
+  const auto key = storage_.device().is_cpu() ? c10::DispatchKey::CPU : c10::DispatchKey::CUDA;
+  auto grad = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(storage_),
+                                                       c10::DispatchKeySet(key), options.dtype());
+  grad.unsafeGetTensorImpl()->set_sizes_contiguous({num_rows, width});
+  return grad;
+}
+
+void KeptGradient::clear(const at::Tensor& grad) const {
+  if (version_.current_version() != expected_version_) {
+    return clear_whole(grad);
+  }
+  clear_rows_on_cpu(grad, rows_.on_host);
+  for (const auto& rows : rows_.on_device) {
+    cuda::clear_rows(grad, rows);
+  }
+}
+
+at::Tensor KeptGradient::zeros(int64_t num_rows, int64_t width, UsedRows&& used_rows,
+                               const at::TensorOptions& options) {
+  // Let go of after the lock: memory that Python has seen takes the interpreter's lock to go, and
+  // whoever has that one may be waiting for ours.
+  c10::Storage old;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto dtype = c10::typeMetaToScalarType(options.dtype());
+  const int64_t row_bytes = width * static_cast<int64_t>(c10::elementSize(dtype));
+  at::Tensor grad;
+  if (reusable(num_rows * row_bytes, row_bytes, options.device())) {
+    grad = tensor_of_memory(num_rows, width, options);
+    clear(grad);
+    const int64_t row = verify_kept_gradients() ? first_nonzero_row(grad) : -1;
+    if (row >= 0) {
+      ++expected_version_;  // reported once: all of it is cleared next time
+      TORCH_CHECK(false, "keep_grad_buffer: row ", row,
+                  " of the kept gradient was written by something that neither changed its version "
+                  "nor still holds it, such as .data or a collective; use keep_grad_buffer=False, "
+                  "or torch.autograd.graph.increment_version on .grad after such a write");
+    }
+  } else {
+    // Sooner or later most pages are in use, and large ones are found faster.
+    grad = options.device().is_cpu() ? cpu::zero_rows(num_rows, width, num_rows, options)
+                                     : at::zeros({num_rows, width}, options);
+    old = std::exchange(storage_, grad.storage());
+  }
+  version_ = torch::autograd::impl::version_counter(grad);
+  expected_version_ = version_.current_version();
+  stream_ = current_stream(options.device());
+  rows_ = std::move(used_rows);
+  row_bytes_ = row_bytes;
+  return grad;
+}
+
+void KeptGradient::bump_version(const at::Tensor& grad, UsedRows&& rows) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const bool handed_out = storage_ && grad.storage().is_alias_of(storage_) &&
+                          grad.is_contiguous() && grad.const_data_ptr() == storage_.data() &&
+                          grad.size(1) * static_cast<int64_t>(grad.element_size()) == row_bytes_ &&
+                          version_.current_version() == expected_version_;
+  torch::autograd::impl::bump_version(grad);
+  // Beyond as many rows as the table has, clearing all of it is cheaper.
+  if (handed_out && rows_.count() + rows.count() <= grad.size(0)) {
+    rows_.append(std::move(rows));
+    expected_version_ = version_.current_version();
+  }
+}
+
+void KeptGradient::drop() {
+  c10::Storage old;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  old = std::exchange(storage_, c10::Storage());
+  rows_ = {};
+}
+
+int64_t KeptGradient::bytes() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return storage_ ? static_cast<int64_t>(storage_.nbytes()) : 0;
+}
+
+KeptGradientScope::KeptGradientScope(std::shared_ptr<KeptGradient> kept) {
+  current() = std::move(kept);
+}
+
+KeptGradientScope::~KeptGradientScope() { current().reset(); }
+
+std::shared_ptr<KeptGradient> KeptGradientScope::take() { return std::exchange(current(), {}); }
+
+void set_verify_kept_gradients(bool on) { verify_flag() = on; }
+bool verify_kept_gradients() { return verify_flag(); }
+
+}  // namespace embed_ext
