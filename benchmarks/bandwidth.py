@@ -18,7 +18,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from benchmarks.timing import cpu_seconds, gpu_seconds
+
 ROW_BYTES = (64, 256, 1024, 4096)
+GPU_ROW_BYTES = (32, *ROW_BYTES)  # a sector, the least that a GPU's memory moves
 REPEATS = 7
 
 
@@ -29,25 +32,14 @@ def measure_bandwidth(device: str, size: int) -> dict[str, float]:
         for name, advice in (("fresh-4k", "MADV_NOHUGEPAGE"), ("fresh-2m", "MADV_HUGEPAGE")):
             if hasattr(mmap, advice):
                 results[name] = _fresh(size, getattr(mmap, advice))
-    for row_bytes in ROW_BYTES:
+    for row_bytes in GPU_ROW_BYTES if device.startswith("cuda") else ROW_BYTES:
         results[f"random-row-{row_bytes}"] = _random_rows(device, size, row_bytes)
     return results
 
 
 def _best_seconds(function: Callable[[], object], device: str) -> float:
-    best = float("inf")
-    for _ in range(REPEATS):
-        _synchronize(device)
-        start = time.perf_counter()
-        function()
-        _synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
-def _synchronize(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+    seconds = gpu_seconds if device.startswith("cuda") else cpu_seconds
+    return min(seconds(lambda _: function(), [None]) for _ in range(REPEATS))
 
 
 def _copy(device: str, size: int) -> float:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ZIPF_EXPONENT = 1.05
 FLOAT16_SAFE_SUM = 2**15
 
 
@@ -61,21 +60,30 @@ def resolve_dtype(name: str) -> torch.dtype:
     return dtype
 
 
+# Draws indices [batches, tokens] on the generator's device.
+Distribution = Callable[[int, tuple[int, int], torch.Generator], Tensor]
+
+
 def _uniform(num_embeddings: int, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-    return torch.randint(num_embeddings, shape, generator=generator)
+    return torch.randint(num_embeddings, shape, generator=generator, device=generator.device)
 
 
-def _zipf(num_embeddings: int, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-    ranks = torch.arange(1, num_embeddings + 1, dtype=torch.float64)
-    cumulative = ranks.pow_(-ZIPF_EXPONENT).cumsum_(0)
-    drawn = torch.rand(shape, generator=generator, dtype=torch.float64) * cumulative[-1]
-    rank = torch.searchsorted(cumulative, drawn).clamp_(max=num_embeddings - 1)
-    # Frequent rows of a hashed vocabulary are not neighbours in memory.
-    return torch.randperm(num_embeddings, generator=generator)[rank]
+def _zipf(exponent: float) -> Distribution:
+    def sample(num_embeddings: int, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+        device = generator.device
+        ranks = torch.arange(1, num_embeddings + 1, dtype=torch.float64, device=device)
+        cumulative = ranks.pow_(-exponent).cumsum_(0)
+        drawn = torch.rand(shape, generator=generator, dtype=torch.float64, device=device)
+        rank = torch.searchsorted(cumulative, drawn.mul_(cumulative[-1]))
+        # Frequent rows of a hashed vocabulary are not neighbours in memory.
+        order = torch.randperm(num_embeddings, generator=generator, device=device)
+        return order[rank.clamp_(max=num_embeddings - 1)]
+
+    return sample
 
 
 def _all_same(num_embeddings: int, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-    row = torch.randint(num_embeddings, (shape[0], 1), generator=generator)
+    row = _uniform(num_embeddings, (shape[0], 1), generator)
     return row.expand(shape).contiguous()
 
 
@@ -86,29 +94,33 @@ def _sorted(num_embeddings: int, shape: tuple[int, int], generator: torch.Genera
 def _half_padding(
     num_embeddings: int, shape: tuple[int, int], generator: torch.Generator
 ) -> Tensor:
-    indices = torch.randint(min(1, num_embeddings - 1), num_embeddings, shape, generator=generator)
-    order = torch.rand(shape, generator=generator).argsort(dim=1)
+    device, first = generator.device, min(1, num_embeddings - 1)
+    indices = torch.randint(first, num_embeddings, shape, generator=generator, device=device)
+    order = torch.rand(shape, generator=generator, device=device).argsort(dim=1)
     return indices.masked_fill_(order < shape[1] // 2, 0)
 
 
-Distribution = Callable[[int, tuple[int, int], torch.Generator], Tensor]
 DISTRIBUTIONS: dict[str, Distribution] = {
     "uniform": _uniform,
-    "zipf": _zipf,
+    "zipf": _zipf(1.05),
+    "zipf-1.2": _zipf(1.2),
     "all-same": _all_same,
     "sorted": _sorted,
     "half-padding": _half_padding,
 }
 
 
-def _generator(seed: int, *key: object) -> torch.Generator:
-    """A generator of its own for each key, so that a filter on cases changes no case's data."""
-    return torch.Generator().manual_seed(zlib.crc32(repr((seed, *key)).encode()))
+def _generator(device: str, seed: int, *key: object) -> torch.Generator:
+    """A generator of its own for each key, so that a filter on cases changes no case's data.
+
+    A GPU draws its own numbers: a table of many GB would take the CPU longer than the measurement.
+    """
+    return torch.Generator(device).manual_seed(zlib.crc32(repr((seed, *key)).encode()))
 
 
-def make_indices(case: Case, batches: int, seed: int) -> list[Tensor]:
+def make_indices(case: Case, batches: int, seed: int, device: str = "cpu") -> list[Tensor]:
     """``batches`` index tensors [tokens]: a training loop never looks up one batch twice."""
-    generator = _generator(seed, case.num_embeddings, case.tokens, case.distribution)
+    generator = _generator(device, seed, case.num_embeddings, case.tokens, case.distribution)
     sample = DISTRIBUTIONS[case.distribution]
     indices = sample(case.num_embeddings, (batches, case.tokens), generator)
     return list(indices.to(resolve_dtype(case.index_dtype)))
@@ -119,9 +131,9 @@ def make_weight(
     num_embeddings: int, embedding_dim: int, dtype: torch.dtype, device: str, seed: int
 ) -> Tensor:
     """A table [num_embeddings, embedding_dim], kept while consecutive cases share it."""
-    generator = _generator(seed, "weight", num_embeddings, embedding_dim)
-    weight = torch.randn(num_embeddings, embedding_dim, generator=generator)
-    return weight.to(device=device, dtype=dtype)
+    generator = _generator(device, seed, "weight", num_embeddings, embedding_dim)
+    weight = torch.randn(num_embeddings, embedding_dim, generator=generator, device=device)
+    return weight.to(dtype)
 
 
 @dataclass(frozen=True)
@@ -135,14 +147,16 @@ class CaseData:
 
 
 def make_data(case: Case, *, batches: int, device: str, seed: int) -> CaseData:
-    generator = _generator(seed, "grad_output", case.tokens, case.embedding_dim)
+    generator = _generator(device, seed, "grad_output", case.tokens, case.embedding_dim)
     # All of one sign, because sums that cancel would hide a loss of low-precision bits, and small
     # enough for float16 to hold their sum when every token names the same row.
-    grad_output = torch.rand(case.tokens, case.embedding_dim, generator=generator).add_(0.5)
+    shape = (case.tokens, case.embedding_dim)
+    grad_output = torch.rand(shape, generator=generator, device=device).add_(0.5)
     grad_output.mul_(min(1.0, FLOAT16_SAFE_SUM / max(1, case.tokens)))
     return CaseData(
         case=case,
         weight=make_weight(case.num_embeddings, case.embedding_dim, case.torch_dtype, device, seed),
-        batches=[indices.to(device) for indices in make_indices(case, batches, seed)],
-        grad_output=grad_output.to(device=device, dtype=case.torch_dtype),
+        # Each in memory of its own, as batches are.
+        batches=[indices.clone() for indices in make_indices(case, batches, seed, device)],
+        grad_output=grad_output.to(case.torch_dtype),
     )

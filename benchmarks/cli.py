@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks.cases import DISTRIBUTIONS, Case
-from benchmarks.modes import MODES
+from benchmarks.modes import DEFAULT_MODES, MODES
 from benchmarks.options import build_parser, build_report_parser
 from benchmarks.providers import BASELINE, Provider, all_providers, select_providers
 from benchmarks.record import Results, Settings
@@ -33,11 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     options = parser.parse_args(arguments)
     try:
-        providers = select_providers(options.providers)
+        providers = select_providers(options.providers or SUITES[options.suite].providers)
     except ValueError as error:
         parser.error(str(error))
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda, but torch finds no CUDA device")
+    options.modes = options.modes or _usual_modes(options)
+    if options.device != "cuda" and any(MODES[mode].graph for mode in options.modes):
+        parser.error("CUDA graphs need --device cuda")
     cases = select_cases(
         options.suite,
         patterns=options.cases,
@@ -49,9 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         print_list(cases, providers)
         return 0
-    if importlib.util.find_spec("tqdm") is None:
-        parser.error("the benchmarks need tqdm: pip install 'embed_ext[bench]'")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda, but torch finds no CUDA device")
     return _run(options, cases, providers)
+
+
+def _usual_modes(options: argparse.Namespace) -> list[str]:
+    modes = SUITES[options.suite].modes or DEFAULT_MODES
+    return [name for name in modes if options.device == "cuda" or not MODES[name].graph]
 
 
 def _run(options: argparse.Namespace, cases: Sequence[Case], providers: Sequence[Provider]) -> int:
@@ -70,6 +75,7 @@ def _run(options: argparse.Namespace, cases: Sequence[Case], providers: Sequence
         cold=options.cold,
         memory=options.memory,
         bandwidth_mib=options.bandwidth_mib,
+        time_limit=options.time_limit,
     )
     runner = Runner(options.out or f"{options.suite}-{options.device}", settings, providers)
     interrupted = False
@@ -97,15 +103,15 @@ def print_list(cases: Sequence[Case], providers: Sequence[Provider]) -> None:
     print("\nproviders (* would be timed):")
     for provider in all_providers():
         mark = "*" if provider in providers else " "
-        print(f" {mark}{provider.name:<20}{provider.description}")
+        print(f" {mark}{provider.name:<28}{provider.description}")
         if reason := provider.unavailable():
-            print(f"  {'':<20}not available: {reason}")
+            print(f"  {'':<28}not available: {reason}")
     print("\nmodes:")
     for mode in MODES.values():
-        print(f"  {mode.name:<20}{mode.description}")
+        print(f"  {mode.name:<28}{mode.description}")
     print("\nsuites:")
     for suite in SUITES.values():
-        print(f"  {suite.name:<20}{suite.description} ({len(suite.cases)} cases)")
+        print(f"  {suite.name:<28}{suite.description} ({len(suite.cases)} cases)")
     print(f"\ndistributions of indices: {', '.join(DISTRIBUTIONS)}")
 
 
@@ -114,16 +120,18 @@ def print_summary(runner: Runner) -> None:
     results = runner.results
     modes = unique(m.mode for m in results.measurements)
     print(f"\n{BASELINE}'s median over each provider's, geometric mean of the cases:")
-    print(f"  {'':<20}" + "".join(f"{mode:>20}" for mode in modes))
+    print(f"  {'':<28}" + "".join(f"{mode:>24}" for mode in modes))
     for name in unique(m.provider for m in results.measurements):
         own = [m for m in results.measurements if m.provider == name]
         means = [format_ratio(mean_ratio(m for m in own if m.mode == mode)) for mode in modes]
-        print(f"  {name:<20}" + "".join(f"{mean:>20}" for mean in means))
+        print(f"  {name:<28}" + "".join(f"{mean:>24}" for mean in means))
     for provider in results.providers:
         if provider.unavailable:
-            print(f"  {provider.name:<20}not available: {provider.unavailable}")
+            print(f"  {provider.name:<28}not available: {provider.unavailable}")
     for rejection in results.rejections:
         print(f"  {rejection.kind}: {rejection.provider} on {rejection.case}: {rejection.reason}")
+    if not results.complete:
+        print("  cases are missing: the run was stopped before its end")
     if was_busy(results.environment):
         print(f"  the machine was busy (load {results.environment['load_average']})")
     print()

@@ -13,6 +13,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = "benchmarks/results"
+CSV = ("--format=csv,noheader", "--id=0")  # how nvidia-smi is to answer
 
 Environment = dict[str, str | int | float | bool | None]
 
@@ -42,6 +43,7 @@ def describe_environment(device: str) -> Environment:
         environment["gpu"] = properties.name
         environment["gpu_memory_gib"] = round(properties.total_memory / 2**30, 1)
         environment["gpu_capability"] = f"sm_{properties.major}{properties.minor}"
+        environment["gpu_driver"] = _run("nvidia-smi", "--query-gpu=driver_version", *CSV)
     return environment
 
 
@@ -82,7 +84,11 @@ def total_memory_gib() -> float | None:
         return None
 
 
-def available_memory_bytes() -> int | None:
+def available_memory_bytes(device: str) -> int | None:
+    if device.startswith("cuda"):
+        free, _ = torch.cuda.mem_get_info(device)
+        # What torch keeps for later tensors is free too.
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     for line in (_read("/proc/meminfo") or "").splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
@@ -98,18 +104,21 @@ def load_average() -> float | None:
 
 
 def git_state(root: Path) -> tuple[str | None, bool | None]:
-    """The commit, and whether anything but results differs from it; None outside a repository."""
-    commit = _git(root, "rev-parse", "HEAD")
+    """The commit, and whether anything but results differs from it; None if it is not known.
+
+    A copy of the sources without their repository can say it in EMBED_EXT_COMMIT.
+    """
+    commit = _run("git", "rev-parse", "HEAD", folder=root)
     if commit is None:
-        return None, None
-    changes = _git(root, "status", "--porcelain", "--", ".", f":(exclude){RESULTS}")
+        return os.environ.get("EMBED_EXT_COMMIT"), None
+    changes = _run("git", "status", "--porcelain", "--", ".", f":(exclude){RESULTS}", folder=root)
     return commit, None if changes is None else bool(changes)
 
 
-def _git(root: Path, *arguments: str) -> str | None:
+def _run(*command: str, folder: Path = ROOT) -> str | None:
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=root, capture_output=True, text=True, timeout=30, check=True
+            command, cwd=folder, capture_output=True, text=True, timeout=30, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None

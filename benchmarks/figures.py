@@ -19,7 +19,7 @@ from benchmarks.record import Measurement, Results
 from benchmarks.report import format_seconds, mean_ratio, unique
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
-COLOURS = ["#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#0072B2", "#8C6D31"]
+COLOURS = ["#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#0072B2", "#8C6D31", "#F0E442", "#999999"]
 FIXED_COLOURS = {SUBJECT: "#D55E00", BASELINE: "#333333"}
 MAX_TIME_ROWS = 24
 NARROW = 100  # an axis of less than two decades may show one power of ten, or none

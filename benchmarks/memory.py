@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.cases import Case, make_data
 from benchmarks.environment import ROOT
-from benchmarks.modes import MODES, Mode, make_call
+from benchmarks.modes import MODES, Mode, deterministic, make_call
 from benchmarks.providers import Provider, get_provider
 
 CALLS = 3
@@ -128,7 +128,8 @@ def main() -> None:
     job = json.loads(sys.argv[1])
     torch.set_num_threads(job["threads"])
     provider, mode = get_provider(job["provider"]), MODES[job["mode"]]
-    growth = _peak_growth(Case(**job["case"]), provider, mode, job["device"], job["seed"])
+    with deterministic(provider.deterministic):
+        growth = _peak_growth(Case(**job["case"]), provider, mode, job["device"], job["seed"])
     print(growth)
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from benchmarks.cases import Case, resolve_dtype
-from benchmarks.providers import Lookup
+from benchmarks.providers import Lookup, Provider
+
+# Up to here a call on a GPU is mostly overhead: graphs are measured and kernels are counted.
+SMALL_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,13 @@ class Mode:
     grad: bool
     backward: bool
     accumulate: bool = False
+    graph: bool = False  # recorded as a CUDA graph, and replayed
+
+    def applies_to(self, provider: Provider) -> bool:
+        # A sparse .grad that is added to grows by every call: not the work of one step.
+        if self.accumulate and provider.gradient == "sparse":
+            return False
+        return self.backward or not provider.deterministic  # every forward is deterministic
 
 
 MODES = {
@@ -39,9 +50,36 @@ MODES = {
             backward=True,
             accumulate=True,
         ),
+        Mode(
+            "graph-forward",
+            f"a replayed CUDA graph of forward-no-grad; up to {SMALL_TOKENS:,} tokens",
+            grad=False,
+            backward=False,
+            graph=True,
+        ),
+        Mode(
+            "graph-forward-backward",
+            f"a replayed CUDA graph of forward-backward; up to {SMALL_TOKENS:,} tokens",
+            grad=True,
+            backward=True,
+            graph=True,
+        ),
     )
 }
-DEFAULT_MODES = [name for name, mode in MODES.items() if not mode.accumulate]
+DEFAULT_MODES = [name for name, mode in MODES.items() if not (mode.accumulate or mode.graph)]
+
+
+@contextmanager
+def deterministic(enabled: bool) -> Iterator[None]:
+    """Ask for deterministic algorithms inside, if ``enabled``; otherwise change nothing."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if enabled:
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        if enabled:
+            torch.use_deterministic_algorithms(before)
 
 
 def make_call(lookup: Lookup, mode: Mode, grad_output: Tensor) -> Callable[[Tensor], object]:

@@ -101,9 +101,10 @@ def _add_what(what: argparse._ArgumentGroup) -> None:
         "--modes",
         nargs="+",
         choices=MODES,
-        default=DEFAULT_MODES,
+        default=[],
         metavar="MODE",
-        help=f"what a call does, of {', '.join(MODES)} (default: all but accumulate)",
+        help=f"what a call does, of {', '.join(MODES)} "
+        f"(default: the suite's, or else {', '.join(DEFAULT_MODES)})",
     )
     what.add_argument(
         "--dtype",
@@ -126,6 +127,12 @@ def _add_what(what: argparse._ArgumentGroup) -> None:
 def _add_how(how: argparse._ArgumentGroup) -> None:
     positive_int, positive_float = _positive(int), _positive(float)
     how.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run")
+    how.add_argument(
+        "--time-limit",
+        type=positive_float,
+        metavar="SECONDS",
+        help="begin no case after this long, and report what there is",
+    )
     how.add_argument(
         "--threads",
         nargs="+",

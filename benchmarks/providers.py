@@ -7,7 +7,6 @@ To add one, write a function ``build(weight, padding_idx) -> Lookup`` and regist
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.metadata
 import shutil
@@ -18,21 +17,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from benchmarks.environment import without_folders
+from benchmarks import rivals
+from benchmarks.lookup import Build
+from benchmarks.lookup import Lookup as Lookup
+from benchmarks.lookup import needs as needs
+from benchmarks.record import ProviderRecord
 
 BASELINE = "nn.Embedding"
 SUBJECT = "embed_ext"
-
-
-@dataclass(frozen=True)
-class Lookup:
-    """A table ready to be looked up: ``call`` maps indices [tokens] to [tokens, embedding_dim]."""
-
-    call: Callable[[Tensor], Tensor]
-    weight: Tensor  # [num_embeddings, embedding_dim], the leaf that gets the gradient
-
-
-Build = Callable[[Tensor, "int | None"], Lookup]
 
 
 def _always_available() -> str | None:
@@ -50,6 +42,8 @@ class Provider:
     padding: bool = True  # whether padding_idx is understood
     default: bool = True  # measured unless --providers says otherwise
     compiles: bool = False  # whether the first call of each shape compiles
+    # Whether torch.use_deterministic_algorithms is on; it is then timed in modes with a backward.
+    deterministic: bool = False
     unavailable: Callable[[], str | None] = _always_available  # why it cannot run here
     package: str = "torch"  # whose version is recorded
 
@@ -59,6 +53,16 @@ class Provider:
         except importlib.metadata.PackageNotFoundError:
             module_version = getattr(importlib.import_module(self.package), "__version__", None)
             return None if module_version is None else str(module_version)
+
+    def record(self, unavailable: str | None) -> ProviderRecord:
+        return ProviderRecord(
+            name=self.name,
+            description=self.description,
+            gradient=self.gradient,
+            package=self.package,
+            version=self.version() if unavailable is None else None,
+            unavailable=unavailable,
+        )
 
 
 _REGISTRY: dict[str, Provider] = {}
@@ -94,21 +98,6 @@ def select_providers(names: Sequence[str]) -> list[Provider]:
     return [get_provider(name) for name in dict.fromkeys([BASELINE, *names])]
 
 
-def needs(module: str) -> Callable[[], str | None]:
-    """A check that says why ``module`` cannot be imported, in one line."""
-
-    def why() -> str | None:
-        try:
-            importlib.import_module(module)
-        except Exception as error:  # an extension that does not load may raise anything
-            first_line = (str(error).splitlines() or [""])[0]
-            reason = without_folders(f"{type(error).__name__}: {first_line}")
-            return f"{module} cannot be imported: {reason}"
-        return None
-
-    return why
-
-
 def _from_module(
     module: Callable[[], type[nn.Embedding]], *, sparse: bool = False, compiled: bool = False
 ) -> Build:
@@ -131,33 +120,6 @@ def _embed_ext_kept(weight: Tensor, padding_idx: int | None) -> Lookup:
     return Lookup(embedding, embedding.weight)
 
 
-def _fbgemm(weight: Tensor, padding_idx: int | None) -> Lookup:
-    ops = importlib.import_module("fbgemm_gpu.split_table_batched_embeddings_ops_training")
-    common = importlib.import_module("fbgemm_gpu.split_table_batched_embeddings_ops_common")
-    table = ops.DenseTableBatchedEmbeddingBagsCodegen(
-        [tuple(weight.shape)], pooling_mode=common.PoolingMode.NONE, use_cpu=True
-    )
-    parameter = nn.Parameter(weight)
-    del table.weights  # it wants the table flat, and ours is to get the gradient
-
-    def call(indices: Tensor) -> Tensor:
-        table.weights = parameter.view(-1)
-        # One bag a token; a training loop has its offsets ready, so they are not timed twice.
-        return table(indices, offsets(indices.numel())).view(-1, weight.size(1))  # type: ignore[no-any-return]
-
-    @functools.lru_cache
-    def offsets(tokens: int) -> Tensor:
-        return torch.arange(tokens + 1)
-
-    return Lookup(call, parameter)
-
-
-def _fbgemm_missing() -> str | None:
-    if torch.cuda.is_available():
-        return "fbgemm is measured with its CPU build only"
-    return needs("fbgemm_gpu")()
-
-
 def _from_function(function: Callable[[Tensor, Tensor], Tensor]) -> Build:
     def build(weight: Tensor, padding_idx: int | None) -> Lookup:
         parameter = nn.Parameter(weight)
@@ -172,7 +134,9 @@ def _embed_ext() -> type[nn.Embedding]:
 
 
 def _compiler_missing() -> str | None:
-    if torch.cuda.is_available() or shutil.which("c++") or shutil.which("g++"):
+    if torch.cuda.is_available():
+        return needs("triton")()
+    if shutil.which("c++") or shutil.which("g++"):
         return None
     return "torch.compile needs a C++ compiler, and neither c++ nor g++ is on the PATH"
 
@@ -235,12 +199,23 @@ register(
 register(
     Provider(
         "fbgemm",
-        "fbgemm_gpu.DenseTableBatchedEmbeddingBagsCodegen, PoolingMode.NONE, on the CPU",
-        _fbgemm,
+        "fbgemm_gpu.DenseTableBatchedEmbeddingBagsCodegen, PoolingMode.NONE",
+        rivals.fbgemm,
         padding=False,
         default=False,
-        unavailable=_fbgemm_missing,
-        package="fbgemm_gpu-cpu",
+        unavailable=needs("fbgemm_gpu"),
+        package=rivals.installed("fbgemm_gpu-cpu", "fbgemm_gpu"),
+    )
+)
+register(
+    Provider(
+        "liger",
+        "liger_kernel's LigerEmbeddingFunction: Triton, atomic adds",
+        rivals.liger,
+        padding=False,
+        default=False,
+        unavailable=rivals.liger_missing,
+        package="liger_kernel",
     )
 )
 register(
@@ -251,5 +226,25 @@ register(
         default=False,
         compiles=True,
         unavailable=_compiler_missing,
+    )
+)
+register(
+    Provider(
+        "embed_ext-deterministic",
+        "embed_ext.Embedding under torch.use_deterministic_algorithms(True)",
+        _from_module(_embed_ext),
+        default=False,
+        deterministic=True,
+        unavailable=needs("embed_ext"),
+        package="embed_ext",
+    )
+)
+register(
+    Provider(
+        "nn.Embedding-deterministic",
+        "torch.nn.Embedding under torch.use_deterministic_algorithms(True)",
+        _from_module(lambda: nn.Embedding),
+        default=False,
+        deterministic=True,
     )
 )

@@ -30,6 +30,7 @@ class Settings:
     cold: bool = False
     memory: bool = False
     bandwidth_mib: int = 256
+    time_limit: float | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Measurement:
     copy_share: float | None  # of the measured copy bandwidth; above 1 means caches helped
     page_faults: float | None
     error_roundings: float  # the gradient's largest error against float64
+    launches: float | None = None  # kernels, copies and fills that the GPU runs a call
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,7 @@ def render_markdown(results: Results, figures: Sequence[str] = ()) -> str:
         _bandwidth(results),
         _by_case("Peak memory growth", results, [(m, m.peak_bytes) for m in results.memory]),
         _page_faults(results),
+        _launches(results),
         _rejections(results),
         _machine(results),
     ]
@@ -184,6 +185,12 @@ def _page_faults(results: Results) -> str:
         if m.threads == threads and m.mode == "forward-backward" and m.page_faults is not None
     ]
     return _by_case("Page faults a call", results, faults, lambda value: f"{value:.0f}")
+
+
+def _launches(results: Results) -> str:
+    counted = [(m, m.launches) for m in results.measurements if m.launches is not None]
+    title = "Kernels, copies and fills a call"
+    return _by_case(title, results, counted, lambda value: f"{value:.3g}")
 
 
 def _by_case(

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import time
 from collections.abc import Callable, Sequence
 
 import torch
-from tqdm import tqdm
 
 from benchmarks.bandwidth import measure_bandwidth
-from benchmarks.cases import Case, CaseData, make_data
+from benchmarks.cases import Case, CaseData, make_data, make_weight
 from benchmarks.environment import (
     available_memory_bytes,
     describe_environment,
     load_average,
     without_folders,
 )
+from benchmarks.graphs import replay
 from benchmarks.memory import measure_memory
-from benchmarks.modes import MODES, Mode, count_traffic, make_call, minimum_bytes
+from benchmarks.modes import (
+    MODES,
+    SMALL_TOKENS,
+    Mode,
+    count_traffic,
+    deterministic,
+    make_call,
+    minimum_bytes,
+)
+from benchmarks.progress import Bar, progress_bar
 from benchmarks.providers import BASELINE, Lookup, Provider
 from benchmarks.record import (
     Measurement,
     Memory,
-    ProviderRecord,
     Rejection,
     Results,
     Settings,
@@ -34,8 +43,13 @@ from benchmarks.timing import Sampler, Samples, interleave
 from benchmarks.verify import References, WrongResult, make_references, verify
 
 
+class _TooLarge(Exception):
+    """A case needs more memory than there is; the message says how much."""
+
+
 @dataclasses.dataclass(frozen=True)
 class _Verified:
+    provider: Provider
     lookup: Lookup
     error_roundings: float
 
@@ -51,10 +65,9 @@ class Runner:
             name=name,
             settings=settings,
             environment=describe_environment(settings.device),
-            providers=[_record_provider(p, reasons[p.name]) for p in providers],
+            providers=[provider.record(reasons[provider.name]) for provider in providers],
         )
-        # A sparse .grad that is added to grows by every call: not the work of one step.
-        self._sparse = {p.name for p in self.providers if p.gradient == "sparse"}
+        self._table: tuple[int, int, str] | None = None  # of the last case
         self._shuffler = random.Random(settings.seed)
 
     def run(
@@ -68,14 +81,17 @@ class Runner:
         try:
             if self.settings.bandwidth_mib:
                 self._measure_bandwidth()
-            with tqdm(total=self._steps(cases), disable=not progress, unit="step") as bar:
+            begun = time.monotonic()
+            with progress_bar(self._steps(cases), shown=progress) as bar:
                 for case in cases:
+                    if time.monotonic() - begun > (self.settings.time_limit or float("inf")):
+                        return self.results
                     self._run_case(case, bar)
                     after_case()
+            self.results.complete = True
         finally:
             torch.set_num_threads(threads_before)
-        self.results.environment["load_average_after"] = load_average()
-        self.results.complete = True
+            self.results.environment["load_average_after"] = load_average()
         return self.results
 
     def _steps(self, cases: Sequence[Case]) -> int:
@@ -91,21 +107,15 @@ class Runner:
                 name: significant(value) for name, value in measured.items()
             }
 
-    def _run_case(self, case: Case, bar: tqdm[None]) -> None:
-        available = available_memory_bytes()
-        if available is not None and case.working_bytes > available:
-            reason = f"needs {case.working_bytes / 2**30:.1f} GiB of memory"
+    def _run_case(self, case: Case, bar: Bar) -> None:
+        try:
+            data = self._make_data(case)
+            references = make_references(data, self.settings.seed)
+        except (_TooLarge, torch.OutOfMemoryError) as error:
             for provider in self.providers:
-                self._reject(Rejection(case.name, provider.name, "skipped", reason))
+                self._reject_for(error, case.name, provider)
             bar.update(self._steps([case]))
             return
-        data = make_data(
-            case,
-            batches=self.settings.batches,
-            device=self.settings.device,
-            seed=self.settings.seed,
-        )
-        references = make_references(data, self.settings.seed)
         for threads in self.settings.threads:
             torch.set_num_threads(threads)
             verified = self._verify(data, references)
@@ -115,7 +125,22 @@ class Runner:
                     self._time(data, MODES[mode_name], threads, verified)
                 bar.update()
         if self.settings.memory:
-            self._measure_memory(case, list(verified), bar)
+            self._measure_memory(case, list(verified.values()), bar)
+
+    def _make_data(self, case: Case) -> CaseData:
+        table = (case.num_embeddings, case.embedding_dim, case.dtype)
+        if table != self._table:
+            make_weight.cache_clear()  # or the last table were there while the next one is made
+            self._table = table
+        available = available_memory_bytes(self.settings.device)
+        if available is not None and case.working_bytes > available:
+            raise _TooLarge(f"needs {case.working_bytes / 2**30:.1f} GiB of memory")
+        return make_data(
+            case,
+            batches=self.settings.batches,
+            device=self.settings.device,
+            seed=self.settings.seed,
+        )
 
     def _reject(self, rejection: Rejection) -> None:
         if rejection not in self.results.rejections:
@@ -131,30 +156,55 @@ class Runner:
                 # Code compiled for other shapes counts against torch.compile's recompile limit.
                 torch.compiler.reset()
             try:
-                lookup = provider.build(data.weight, data.case.padding_idx)
-                verified[provider.name] = _Verified(lookup, verify(lookup, references))
+                with deterministic(provider.deterministic):
+                    lookup = provider.build(data.weight, data.case.padding_idx)
+                    error_roundings = verify(lookup, references)
+                verified[provider.name] = _Verified(provider, lookup, error_roundings)
             except WrongResult as error:
                 self._reject(Rejection(case, provider.name, "wrong", str(error)))
             except Exception as error:  # a provider may fail in any way; the others go on
-                reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-                self._reject(Rejection(case, provider.name, "failed", without_folders(reason)))
+                self._reject_for(error, case, provider)
         return verified
+
+    def _reject_for(self, error: Exception, case: str, provider: Provider) -> None:
+        reason = (str(error).splitlines() or [""])[0]
+        if not isinstance(error, _TooLarge):
+            reason = without_folders(f"{type(error).__name__}: {reason}")
+        fits = not isinstance(error, (_TooLarge, torch.OutOfMemoryError))
+        self._reject(Rejection(case, provider.name, "failed" if fits else "skipped", reason))
+
+    def _samplers(
+        self, data: CaseData, mode: Mode, verified: dict[str, _Verified]
+    ) -> dict[str, Sampler]:
+        samplers = {}
+        for name, entry in verified.items():
+            if not mode.applies_to(entry.provider):
+                continue
+            is_deterministic = entry.provider.deterministic
+            call = make_call(entry.lookup, mode, data.grad_output)
+            if mode.graph:
+                try:
+                    call = replay(call, mode, data.batches, is_deterministic)
+                except Exception as error:  # not every lookup can be recorded
+                    self._reject_for(error, data.case.name, entry.provider)
+                    continue
+            samplers[name] = Sampler(
+                call,
+                mode,
+                data.batches,
+                self.settings.device,
+                self.settings.cold,
+                is_deterministic,
+            )
+        return samplers
 
     def _time(
         self, data: CaseData, mode: Mode, threads: int, verified: dict[str, _Verified]
     ) -> None:
-        settings = self.settings
-        samplers = {
-            name: Sampler(
-                make_call(entry.lookup, mode, data.grad_output),
-                mode,
-                data.batches,
-                settings.device,
-                settings.cold,
-            )
-            for name, entry in verified.items()
-            if not (mode.accumulate and name in self._sparse)
-        }
+        settings, is_small = self.settings, data.case.tokens <= SMALL_TOKENS
+        if mode.graph and not (is_small and settings.device == "cuda"):
+            return
+        samplers = self._samplers(data, mode, verified)
         samples = interleave(
             samplers,
             rounds=settings.rounds,
@@ -173,16 +223,18 @@ class Runner:
                 copy_share=copy and significant(measurement.gb_per_second / copy),
                 page_faults=sampler.page_faults(),
                 error_roundings=significant(verified[name].error_roundings),
+                launches=sampler.launches() if is_small and not mode.graph else None,
             )
             self.results.measurements.append(measurement)
         for entry in verified.values():
             entry.lookup.weight.grad = None
 
-    def _measure_memory(self, case: Case, names: Sequence[str], bar: tqdm[None]) -> None:
+    def _measure_memory(self, case: Case, verified: Sequence[_Verified], bar: Bar) -> None:
         for mode in self.settings.modes:
-            for name in names:
-                if MODES[mode].accumulate and name in self._sparse:
+            for provider in (entry.provider for entry in verified):
+                if MODES[mode].graph or not MODES[mode].applies_to(provider):
                     continue
+                name = provider.name
                 bar.set_description(f"{case.name} {mode} memory of {name}")
                 try:
                     peak = measure_memory(
@@ -198,18 +250,6 @@ class Runner:
                 else:
                     self.results.memory.append(Memory(case.name, mode, name, peak))
             bar.update(len(self.providers))
-
-
-def _record_provider(provider: Provider, unavailable: str | None) -> ProviderRecord:
-    version = provider.version() if unavailable is None else None
-    return ProviderRecord(
-        name=provider.name,
-        description=provider.description,
-        gradient=provider.gradient,
-        package=provider.package,
-        version=version,
-        unavailable=unavailable,
-    )
 
 
 def summarise_samples(

@@ -6,6 +6,7 @@ import fnmatch
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from benchmarks import gpu_suites
 from benchmarks.cases import Case
 
 MAX_OUTPUT_BYTES = 512 * 2**20
@@ -17,6 +18,10 @@ class Suite:
     name: str
     description: str
     cases: tuple[Case, ...]
+    max_output_bytes: int = MAX_OUTPUT_BYTES
+    # What is measured unless the command line says otherwise; if empty, what is usual.
+    modes: tuple[str, ...] = ()
+    providers: tuple[str, ...] = ()
 
 
 def _tiny() -> Iterable[Case]:
@@ -83,6 +88,14 @@ def _suite(name: str, description: str, cases: Iterable[Case]) -> Suite:
     return Suite(name, description, tuple(unique))
 
 
+def _gpu_suite(
+    name: str, description: str, cases: Iterable[Case], providers: tuple[str, ...]
+) -> Suite:
+    limit = gpu_suites.MAX_OUTPUT_BYTES
+    unique = dict.fromkeys(case for case in cases if case.output_bytes <= limit)
+    return Suite(name, description, tuple(unique), limit, gpu_suites.MODES, providers)
+
+
 SUITES = {
     suite.name: suite
     for suite in (
@@ -92,6 +105,24 @@ SUITES = {
         _suite("scaling", "cost against table size, tokens and threads", _scaling()),
         _suite("llm", "vocabularies of language models, Zipf tokens", _llm()),
         _suite("recsys", "tall tables of recommenders, large batches", _recsys()),
+        _gpu_suite(
+            "gpu-quick",
+            "for a GPU: one case of each kind; a minute",
+            gpu_suites.quick(),
+            gpu_suites.PROVIDERS_OF_FEW_TOKENS,
+        ),
+        _gpu_suite(
+            "gpu-llm",
+            "for a GPU: vocabularies of language models, chosen from a grid",
+            gpu_suites.llm(),
+            gpu_suites.PROVIDERS_OF_FEW_TOKENS,
+        ),
+        _gpu_suite(
+            "gpu-recsys",
+            "for a GPU: tall tables, large batches, chosen from a grid",
+            gpu_suites.recsys(),
+            gpu_suites.PROVIDERS,
+        ),
     )
 }
 
@@ -108,10 +139,11 @@ def select_cases(
     A pattern is a part of a name, such as ``zipf``, or a glob, such as ``100000x*/4096/*``.
     ``dtypes`` replaces the dtypes that the suite asks for.
     """
-    cases = [replace(case, index_dtype=index_dtype) for case in SUITES[suite].cases]
+    chosen = SUITES[suite]
+    cases = [replace(case, index_dtype=index_dtype) for case in chosen.cases]
     if dtypes:
         cases = [replace(case, dtype=dtype) for case in cases for dtype in dtypes]
-        cases = [case for case in dict.fromkeys(cases) if case.output_bytes <= MAX_OUTPUT_BYTES]
+        cases = [c for c in dict.fromkeys(cases) if c.output_bytes <= chosen.max_output_bytes]
     if patterns:
         globs = [f"*{pattern}*" for pattern in patterns]
         cases = [c for c in cases if any(fnmatch.fnmatchcase(c.name, glob) for glob in globs)]

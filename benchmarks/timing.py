@@ -12,16 +12,40 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
+from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.modes import Mode
+from benchmarks.modes import Mode, deterministic
 
 MIN_ROUNDS = 5
 MAX_INNER = 1_000_000
 FLUSH_BYTES = 256 * 2**20
-FAULT_CALLS = 3
+COUNTED_CALLS = 3
+
+
+T = TypeVar("T")
+
+
+def cpu_seconds(call: Callable[[T], object], arguments: Sequence[T]) -> float:
+    start = time.perf_counter()
+    for argument in arguments:
+        call(argument)
+    return time.perf_counter() - start
+
+
+def gpu_seconds(call: Callable[[T], object], arguments: Sequence[T]) -> float:
+    start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    start.record()
+    for argument in arguments:
+        call(argument)
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3
 
 
 @dataclass
@@ -33,6 +57,7 @@ class Sampler:
     batches: Sequence[Tensor]
     device: str = "cpu"
     cold: bool = False
+    deterministic: bool = False
     _rotation: Iterator[Tensor] = field(init=False)
     _flush: Tensor | None = field(init=False, default=None)
 
@@ -43,30 +68,19 @@ class Sampler:
 
     def sample(self, inner: int) -> float:
         """Mean seconds a call over ``inner`` calls in a row."""
-        sequence = list(itertools.islice(self._rotation, inner))
         if self._flush is not None:
             self._flush.add_(1)
-        with torch.set_grad_enabled(self.mode.grad):
-            run = self._cuda_seconds if self.device.startswith("cuda") else self._cpu_seconds
-            return run(sequence) / inner
+        return self._seconds(inner) / inner
 
-    def _cpu_seconds(self, sequence: list[Tensor]) -> float:
-        call = self.call
-        start = time.perf_counter()
-        for indices in sequence:
-            call(indices)
-        return time.perf_counter() - start
+    def _seconds(self, calls: int) -> float:
+        sequence = list(itertools.islice(self._rotation, calls))
+        seconds = gpu_seconds if self.on_gpu else cpu_seconds
+        with torch.set_grad_enabled(self.mode.grad), deterministic(self.deterministic):
+            return seconds(self.call, sequence)
 
-    def _cuda_seconds(self, sequence: list[Tensor]) -> float:
-        call = self.call
-        start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        start.record()
-        for indices in sequence:
-            call(indices)
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end)) / 1e3
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.startswith("cuda")
 
     def autorange(self, min_time: float) -> int:
         """How many calls in a row last at least ``min_time`` seconds; warms up on the way."""
@@ -83,12 +97,25 @@ class Sampler:
 
     def page_faults(self) -> float | None:
         """Page faults a call, which time alone does not show; None where they are not counted."""
+        if self.on_gpu:
+            return None
         before = _minor_faults()
-        self.sample(FAULT_CALLS)
+        self.sample(COUNTED_CALLS)
         after = _minor_faults()
         if before is None or after is None:
             return None
-        return (after - before) / FAULT_CALLS
+        return (after - before) / COUNTED_CALLS
+
+    def launches(self) -> float | None:
+        """Kernels, copies and fills that the GPU runs a call; None where they are not counted."""
+        if not self.on_gpu:
+            return None
+        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+            self._seconds(COUNTED_CALLS)
+            torch.cuda.synchronize()
+        events = [e for e in profiler.events() or () if e.device_type == DeviceType.CUDA]
+        # A machine may keep the counters to itself: then nothing is seen, not nothing run.
+        return len(events) / COUNTED_CALLS if events else None
 
 
 def _minor_faults() -> int | None:

@@ -55,11 +55,13 @@ class References:
 
 def integer_grad_output(indices: Tensor, grad_output: Tensor, seed: int) -> Tensor:
     """Integers like grad_output [tokens, embedding_dim], nonzero for few tokens of each row."""
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.randint(1, EXACT_LARGEST + 1, grad_output.shape, generator=generator)
-    order = torch.randperm(indices.numel(), generator=generator)
-    grouped, position = indices.cpu().long()[order].sort(stable=True)
-    occurrence = torch.arange(grouped.numel()) - torch.searchsorted(grouped, grouped)
+    device, shape = grad_output.device, grad_output.shape
+    generator = torch.Generator(device).manual_seed(seed)
+    values = torch.randint(1, EXACT_LARGEST + 1, shape, generator=generator, device=device)
+    order = torch.randperm(indices.numel(), generator=generator, device=device)
+    grouped, position = indices.long()[order].sort(stable=True)
+    places = torch.arange(grouped.numel(), device=device)
+    occurrence = places - torch.searchsorted(grouped, grouped)
     keep = torch.empty_like(grouped)
     keep[order[position]] = (occurrence < EXACT_ADDENDS).long()
     return (values * keep.unsqueeze(1)).to(grad_output)

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-pytest.importorskip("tqdm", reason="the benchmarks need the bench extra")
 pytest.importorskip("matplotlib", reason="the figures need the bench extra")
 
 from benchmarks import cli, modes, providers, suites
@@ -150,5 +149,10 @@ def test_results_name_no_folders() -> None:
     assert without_folders(message) == "cannot load (_C.so: bad): try `make build` and/or y.py"
 
 
-def test_git_state_outside_a_repository_is_unknown(tmp_path: Path) -> None:
+def test_git_state_outside_a_repository_is_what_one_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("EMBED_EXT_COMMIT", raising=False)
     assert git_state(tmp_path) == (None, None)
+    monkeypatch.setenv("EMBED_EXT_COMMIT", "1234abc")
+    assert git_state(tmp_path) == ("1234abc", None)

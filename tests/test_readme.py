@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("tqdm", reason="the benchmarks need the bench extra")
-
 from benchmarks import readme
 
 ROOT = Path(__file__).resolve().parent.parent
