@@ -104,7 +104,7 @@ format: $(call needs,dev)  ## rewrite the sources in the house style
 sanitize: $(call needs,build test)  ## run the op tests under the address and undefined sanitizers
 	PYTHON=$(PY) tools/sanitize.sh $(SANITIZE_TESTS)
 
-cuda-check: $(call needs,build)  ## compile every CUDA file; needs nvcc, but no GPU
+cuda-check: $(call needs,build cuda-check)  ## compile and read every CUDA file; needs nvcc, no GPU
 	$(PY) tools/check_cuda.py $(CUDA_CHECK_ARGS)
 
 cuda-build: preflight  ## build against a CUDA torch and test that; needs nvcc, 12 GB, no GPU

@@ -4,7 +4,8 @@
     python tools/check_cuda.py csrc/cuda/embedding.cu --archs 90
 
 Prints what each kernel takes (registers, shared memory, stack, spills). Fails if a file does not
-compile, if a kernel spills registers, or if a launch is not followed by its check.
+compile, if a kernel spills registers, if a launch is not followed by its check, or if the compiled
+code is not what disassembly.py expects.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+import disassembly
 import torch
 from cuda_home import require_cuda_home
 from torch.utils import cpp_extension
@@ -45,12 +47,13 @@ class Usage:
 
 @dataclass
 class Compiled:
-    """The outcome of one file: usage by (mangled function name, arch)."""
+    """The outcome of one file: usage and code by (mangled function name, arch)."""
 
     path: Path
     seconds: float
     failure: str
     usage: dict[tuple[str, str], Usage]
+    code: dict[tuple[str, str], disassembly.Code]
 
 
 def nvcc_command(nvcc: Path, path: Path, archs: list[str], output: str) -> list[str]:
@@ -92,24 +95,29 @@ def parse_usage(log: str) -> dict[tuple[str, str], Usage]:
     return usage
 
 
-def compile_file(nvcc: Path, path: Path, archs: list[str]) -> Compiled:
-    """Compile one file for all architectures, and keep only what ptxas said."""
+def compile_file(nvcc: Path, nvdisasm: Path, path: Path, archs: list[str]) -> Compiled:
+    """Compile one file for all architectures; keep what ptxas said, and the instructions."""
     start = time.monotonic()
+    code: dict[tuple[str, str], disassembly.Code] = {}
     with tempfile.TemporaryDirectory() as folder:
         command = nvcc_command(nvcc, path, archs, f"{folder}/out.o")
+        command += ["--keep", "--keep-dir", folder]  # among much else, the cubin of each
         done = subprocess.run(command, capture_output=True, text=True, check=False)
+        for cubin in Path(folder).glob("*.cubin"):
+            arch, functions = disassembly.disassemble(nvdisasm, cubin)
+            code.update({(name, arch): body for name, body in functions.items()})
     log = done.stdout + done.stderr
     failure = f"$ {' '.join(command)}\n{log}" if done.returncode else ""
-    return Compiled(path, time.monotonic() - start, failure, parse_usage(log))
+    return Compiled(path, time.monotonic() - start, failure, parse_usage(log), code)
 
 
-def compile_all(nvcc: Path, files: list[Path], archs: list[str]) -> list[Compiled]:
+def compile_all(nvcc: Path, nvdisasm: Path, files: list[Path], archs: list[str]) -> list[Compiled]:
     """Compile the files, some at a time, and say so as each is done; return them by name."""
     results = []
     # The largest first, so that no long compile starts last and runs alone.
     files = sorted(files, key=lambda path: -path.stat().st_size)
     with ThreadPoolExecutor(PARALLEL_COMPILES) as pool:
-        pending = [pool.submit(compile_file, nvcc, path, archs) for path in files]
+        pending = [pool.submit(compile_file, nvcc, nvdisasm, path, archs) for path in files]
         for number, done in enumerate(as_completed(pending), start=1):
             result = done.result()
             kernels = len({name for name, _ in result.usage})
@@ -185,20 +193,47 @@ def print_table(result: Compiled, archs: list[str]) -> None:
         print(f"  {name:<{width - 2}}{registers}" + "".join(f"{value:>9}" for value in worst))
 
 
+def check_code(results: list[Compiled], is_whole: bool) -> list[str]:
+    """Hold the compiled code against the expectations; return a line for each that fails.
+
+    Those that fit no kernel fail too if ``is_whole``: if all was compiled.
+    """
+    code = {key: body for result in results for key, body in result.code.items()}
+    kernels = {key for result in results for key, usage in result.usage.items() if usage.registers}
+    names = demangle(sorted({name for name, _ in code}))
+    problems = [
+        f"{name} on sm_{arch}: not in the disassembly" for name, arch in kernels - code.keys()
+    ]
+    verdict = disassembly.check(code, names)
+    problems += verdict.problems
+    if is_whole:
+        problems += [f"no kernel fits {expectation}" for expectation in verdict.unused]
+    print(
+        f"\ndisassembly: {verdict.kernels} kernels, {verdict.checked} expectations, "
+        f"{len(problems)} not met"
+    )
+    return problems
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="*", type=Path, help="default: every .cu in csrc/cuda")
     parser.add_argument("--archs", nargs="+", default=list(ARCHS), help="default: %(default)s")
     options = parser.parse_args()
 
-    nvcc = require_cuda_home() / "bin" / "nvcc"
+    cuda_home = require_cuda_home()
+    nvdisasm = disassembly.find_nvdisasm(cuda_home)
+    if nvdisasm is None:
+        sys.exit(
+            f"No nvdisasm found: pip install {disassembly.PACKAGE}, or the whole CUDA toolkit."
+        )
     files = [path.resolve() for path in options.files] or sorted(ROOT.glob("csrc/cuda/*.cu"))
     if not files:
         sys.exit("No .cu file to check in csrc/cuda.")
     problems = []
     for path in [*files, *sorted(ROOT.glob("csrc/cuda/*.cuh"))]:
         problems += unchecked_launches(path)
-    results = compile_all(nvcc, files, options.archs)
+    results = compile_all(cuda_home / "bin" / "nvcc", nvdisasm, files, options.archs)
 
     for result in results:
         name = result.path.relative_to(ROOT)
@@ -211,7 +246,14 @@ def main() -> int:
             if usage.spilled:
                 kernel = demangle([function])[function]
                 problems.append(f"{name}: {kernel} spills {usage.spilled} bytes on sm_{arch}")
-    print("\n" + "\n".join(problems or [f"{len(files)} files: all compile, checked, no spills."]))
+    is_whole = not options.files and set(ARCHS) <= set(options.archs)
+    problems += check_code(results, is_whole)
+    print(
+        "\n"
+        + "\n".join(
+            problems or [f"{len(files)} files: all compile, checked, no spills, as expected."]
+        )
+    )
     return 1 if problems else 0
 
 

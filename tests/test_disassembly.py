@@ -1,0 +1,165 @@
+"""tools/disassembly.py reads SASS rightly, and notices when a kernel is not what is expected."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+
+import disassembly  # noqa: E402
+from disassembly import Expectation, Instruction, most_in_flight, parse  # noqa: E402
+
+# What nvdisasm prints, cut down: two kernels that are as they should be.
+SASS = """\
+	.headerflags	@"EF_CUDA_TEXMODE_UNIFIED EF_CUDA_64BIT_ADDRESS"
+	.target	sm_90
+
+//--------------------- .text.gather --------------------------
+	.section	.text.gather,"ax",@progbits
+	.align	128
+        .type           gather,@function
+gather:
+.text.gather:
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+        /*0010*/              @!P0 LDG.E.128.CONSTANT R4, desc[UR8][R2.64] ;
+        /*0020*/              @!P1 LDG.E.128.CONSTANT R8, desc[UR8][R2.64+0x200] ;
+        /*0030*/                   IADD3 R24, P0, R24, 0x1, RZ ;
+        /*0040*/             @!UP2 LDG.E.128.CONSTANT R12, desc[UR8][R2.64+0x400] ;
+        /*0050*/                   LDG.E.128.CONSTANT R16, desc[UR8][R2.64+0x600] ;
+        /*0060*/               @P0 BRA `(.L_x_1) ;
+        /*0070*/                   STG.E.128 desc[UR8][R20.64], R4 ;
+        /*0080*/                   STG.E.128 desc[UR8][R20.64+0x200], R8 ;
+        /*0090*/                   STG.E.128 desc[UR8][R20.64+0x400], R12 ;
+        /*00a0*/                   STG.E.128 desc[UR8][R20.64+0x600], R16 ;
+.L_x_1:
+        /*00b0*/                   EXIT ;
+        /*00c0*/                   NOP;
+
+	.section	.nv.info.gather,"",@"SHT_CUDA_INFO"
+        /*0000*/        .byte   0x04, 0x2f
+	.section	.text.scatter,"ax",@progbits
+        /*0000*/                   LDG.E.128.CONSTANT R4, desc[UR8][R2.64] ;
+        /*0010*/                   LDG.E.128.CONSTANT R8, desc[UR8][R2.64+0x200] ;
+        /*0020*/                   LDG.E.128.CONSTANT R12, desc[UR8][R2.64+0x400] ;
+        /*0030*/                   LDG.E.128.CONSTANT R16, desc[UR8][R2.64+0x600] ;
+        /*0040*/                   REDG.E.ADD.F32x4.FTZ.RN.STRONG.GPU desc[UR8][R20.64], R4 ;
+        /*0050*/                   ATOMG.E.CAS.STRONG.GPU PT, R23, [R24], R22, R23 ;
+        /*0060*/                   EXIT ;
+"""
+NAMES = {"gather": "gather_long_rows<uint4, long>", "scatter": "scatter_add<float, 4, long>"}
+
+
+LOAD = r"LDG\.E\.128\.CONSTANT"
+
+
+def verdict_of(text: str) -> disassembly.Verdict:
+    """What the table says of the kernels in the text."""
+    arch, functions = parse(text)
+    return disassembly.check({(name, arch): code for name, code in functions.items()}, NAMES)
+
+
+def test_functions_and_their_instructions_are_found() -> None:
+    arch, functions = parse(SASS)
+    assert arch == "90"
+    assert {name: len(code) for name, code in functions.items()} == {"gather": 14, "scatter": 7}
+    assert functions["gather"][1] == Instruction("LDG.E.128.CONSTANT", "R4, desc[UR8][R2.64]")
+    assert functions["gather"][-3:] == [
+        Instruction(disassembly.LABEL),
+        Instruction("EXIT"),
+        Instruction("NOP"),
+    ]
+    with pytest.raises(ValueError, match="sm_NN"):
+        parse("nothing of the kind")
+
+
+def test_kernels_as_expected_are_no_problem() -> None:
+    verdict = verdict_of(SASS)
+    assert (verdict.kernels, verdict.problems) == (2, [])
+    assert verdict.checked > 8
+
+
+@pytest.mark.parametrize(
+    ("replaced", "by", "problem"),
+    [
+        # Loads of memory that may change, stores of 8 bytes, reductions of one float each.
+        (".CONSTANT R12", " R12", f"3 of {LOAD}"),
+        ("STG.E.128", "STG.E.64", r"0 of STG\.E\.128"),
+        ("F32x4.FTZ", "F32.FTZ", r"0 of REDG\.E\.ADD\.F32x4\."),
+        # A spill, an atomic that answers, and a second compare-and-swap.
+        ("IADD3 R24,", "STL [R1+0x4], R24,", "1 of LDL|STL"),
+        ("IADD3 R24,", "ATOM.E.ADD PT, R24, [R26],", r"1 of ATOMG?\.(?!E\.CAS\.)"),
+        ("EXIT", "ATOMG.E.CAS.STRONG.GPU PT, R23, [R24], R22, R23", r"2 of ATOMG?\."),
+        # The first result is used before the last load, and something jumps in between two loads.
+        ("IADD3 R24, P0, R24, 0x1, RZ", "FADD R24, R24, R5", f"3 of {LOAD} under way"),
+        (
+            "        /*0030*/                   IADD3",
+            ".L_x_7:\n  /*0030*/ IADD3",
+            f"2 of {LOAD} under",
+        ),
+    ],
+)
+def test_a_kernel_that_changed_is_a_problem(replaced: str, by: str, problem: str) -> None:
+    assert replaced in SASS
+    problems = verdict_of(SASS.replace(replaced, by)).problems
+    assert any(problem in line for line in problems), problems
+
+
+def test_loads_are_counted_until_the_first_use_of_their_registers() -> None:
+    def load(register: int) -> Instruction:
+        return Instruction("LDG.E.64", f"R{register}, [R40.64]")
+
+    apart = [load(2), Instruction("FADD", "R9, R3, R8"), load(4), Instruction("FADD", "R9, R4, R8")]
+    assert most_in_flight(apart, r"LDG\.E\.64") == 1
+    batched = [load(2), load(4), Instruction("FADD", "R9, R8, R8"), load(6)]
+    assert most_in_flight(batched, r"LDG\.E\.64") == 3
+    assert most_in_flight(batched, r"LDG\.E\.128") == 0
+
+
+def test_an_expectation_holds_for_its_architectures_and_kernels() -> None:
+    expectation = Expectation("scatter_add floatx4", "RED", least=1, since=90)
+    assert expectation.applies("scatter_add<float, 4, long>", "90")
+    assert expectation.applies("scatter_add<float, 4, int>", "100a")
+    assert not expectation.applies("scatter_add<float, 4, long>", "80")
+    assert not expectation.applies("other_scatter_add<float, 4, long>", "90")
+    assert expectation in disassembly.check({}, {}, [expectation]).unused
+
+
+@pytest.mark.parametrize(
+    ("name", "fits"),
+    [
+        ("sum_chunks<float, 4, 0>", True),
+        ("sum_chunks<__nv_bfloat16, 8, 1>", True),
+        ("sum_chunks<8, 1, SegmentTask<__nv_bfloat16, float> >", True),
+        ("sum_chunks<__nv_bfloat16, 4, 1>", False),
+        ("write_short_rows<double, 2>", True),
+        ("write_long_rows<__half, 8>", True),
+        ("scatter_add<float, 4, long>", False),
+    ],
+)
+def test_names_tell_which_kernels_load_16_bytes(name: str, fits: bool) -> None:
+    expectation = Expectation(disassembly.SEGMENTS_16, disassembly.LOAD_16, least=1)
+    assert expectation.applies(name, "80") == fits
+
+
+def test_a_signature_says_what_is_read_and_written() -> None:
+    for name, meaning in {
+        "scatter_add<__nv_bfloat16, float, 8, int>": "scatter_add __nv_bfloat16x8 floatx8",
+        "scatter_add<double, 2, long>": "scatter_add doublex2 doublex2",
+        "gather_long_rows<uint4, unsigned char>": "gather_long_rows uint4 uint4",
+        "find_offsets": "find_offsets  ",
+    }.items():
+        assert disassembly.signature(name) == meaning
+
+
+def test_the_disassembler_is_looked_for_in_the_toolkit_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(disassembly, "PACKAGE", "no-such-package")
+    assert disassembly.find_nvdisasm(tmp_path) is None
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "nvdisasm").touch()
+    assert disassembly.find_nvdisasm(tmp_path) == tmp_path / "bin" / "nvdisasm"
