@@ -209,7 +209,7 @@ def check_code(results: list[Compiled], is_whole: bool) -> list[str]:
     if is_whole:
         problems += [f"no kernel fits {expectation}" for expectation in verdict.unused]
     print(
-        f"\ndisassembly: {verdict.kernels} kernels, {verdict.checked} expectations, "
+        f"\ndisassembly: {verdict.kernels} compiled kernels, {verdict.checked} expectations, "
         f"{len(problems)} not met"
     )
     return problems

@@ -79,6 +79,7 @@ EXPECTATIONS = (
     Expectation(GATHER_16, STORE_16, least=4),
     # Backward by atomic adds: four loads, then reductions as wide as the hardware has them.
     Expectation(SCATTER_16, LOAD_16, least=4, in_flight=4),
+    # For sm_90 the compiler holds the fourth back.
     Expectation("scatter_add doublex2", LOAD_16, least=4, in_flight=3),
     Expectation(SCATTER_FLOATS + "[48]", r"REDG\.E\.ADD\.F32x4\.", least=1, since=90),
     Expectation(SCATTER_FLOATS + "[48]", r"REDG?\.E\.ADD\.F32\.", most=0, since=90),

@@ -1,14 +1,16 @@
 """Run every op once in each of its kernels' ways, small enough for compute-sanitizer.
 
-    compute-sanitizer --tool memcheck python tools/gpu_cases.py
+    compute-sanitizer --tool memcheck python tools/gpu_cases.py --reduced
 
 Results are compared with embed_ext.reference on the CPU; the exit status is 1 if one differs.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import sys
+from collections.abc import Iterator
 
 import torch
 
@@ -20,6 +22,8 @@ WIDTHS = (1, 3, 16, 130, 1024)  # from less than one vector a row to several chu
 NUM_INDICES = (1, 33, 700)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INDEX_DTYPES = (torch.int64, torch.int32, torch.uint8)
+Combination = tuple[int, int, torch.dtype, torch.dtype]  # width, indices, dtype, index dtype
+
 TOLERANCE = 2e-2  # one rounding of a bfloat16 sum; a wrong row is off by far more
 
 
@@ -106,10 +110,29 @@ def bad_index_is_reported() -> list[str]:
     return differs("after a bad index", weight + 0, weight.cpu())
 
 
+def combinations(reduced: bool) -> Iterator[Combination]:
+    """Every combination; or, since compute-sanitizer slows each launch, one in six of them.
+
+    These have every pair of a width and a dtype, and of a width and a number of indices.
+    """
+    if not reduced:
+        yield from itertools.product(WIDTHS, NUM_INDICES, DTYPES, INDEX_DTYPES)
+        return
+    index_dtypes = itertools.cycle(INDEX_DTYPES)
+    for width in WIDTHS:
+        for dtype in DTYPES:
+            yield width, max(NUM_INDICES), dtype, next(index_dtypes)
+        for count in sorted(NUM_INDICES)[:-1]:
+            yield width, count, torch.float32, next(index_dtypes)
+
+
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--reduced", action="store_true", help="fewer cases, for compute-sanitizer")
+    options = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("tools/gpu_cases.py needs a CUDA device")
-    cases = list(itertools.product(WIDTHS, NUM_INDICES, DTYPES, INDEX_DTYPES))
+    cases = list(combinations(options.reduced))
     problems = [line for case in cases for line in run_case(*case)]
     problems += kept_gradients()
     problems += bad_index_is_reported()
