@@ -36,17 +36,20 @@ struct Plan {
   std::vector<TokenT> scratch_tokens;
 };
 
-// table [V, D], rows row_bytes apart. Partial runs get their scratch rows once these are allocated.
+// table [V, D], or [U, D] if packed, rows row_bytes apart. Partial runs get their scratch rows once
+// these are allocated.
 template <class TokenT>
 Plan<TokenT> plan_runs(const std::vector<TokenT>& tokens, size_t used_rows, char* table,
-                       int64_t row_bytes, bool scale_grad_by_freq) {
+                       int64_t row_bytes, bool packed, bool scale_grad_by_freq) {
   Plan<TokenT> plan;
   plan.direct.reserve(used_rows);
   using Id = decltype(TokenT::row);
   for_each_run(tokens, [&](int64_t begin, int64_t end) {
     const int64_t count = end - begin;
     const int64_t divisor = scale_grad_by_freq ? count : 1;
-    void* out = table + static_cast<int64_t>(tokens[begin].row) * row_bytes;
+    const auto runs_before = static_cast<int64_t>(plan.direct.size() + plan.combine.size());
+    const auto row = packed ? runs_before : static_cast<int64_t>(tokens[begin].row);
+    void* out = table + row * row_bytes;
     if (count <= kChunk) {
       plan.direct.push_back({out, begin, count, divisor});
       return;
@@ -103,14 +106,14 @@ at::Tensor sum_by_row(const GradRows& rows, const Index* indices, const DenseGra
   if (width == 0 || tokens.empty()) {
     return table;
   }
-  auto plan =
-      plan_runs(tokens, used, reinterpret_cast<char*>(table.mutable_data_ptr<Out>()),
-                table.stride(0) * static_cast<int64_t>(sizeof(Out)), task.scale_grad_by_freq);
+  auto plan = plan_runs(tokens, used, reinterpret_cast<char*>(table.mutable_data_ptr<Out>()),
+                        table.stride(0) * static_cast<int64_t>(sizeof(Out)), sums == Sums::kPacked,
+                        task.scale_grad_by_freq);
   const bool add = sums == Sums::kAdded;
   const int64_t row_bytes = width * static_cast<int64_t>(sizeof(Out));
   const bool streamed =
       table.is_contiguous() &&
-      worth_streaming(table.const_data_ptr<Out>(), task.num_weights * row_bytes, row_bytes);
+      worth_streaming(table.const_data_ptr<Out>(), table.size(0) * row_bytes, row_bytes);
   const In* data = rows.grad.const_data_ptr<In>();
   std::vector<Acc> scratch(plan.partial.size() * width);  // the last thing that can fail
   for (size_t k = 0; k < plan.partial.size(); ++k) {

@@ -6,6 +6,7 @@
 #include <cuda_runtime_api.h>
 
 #include "../dense_gradient.h"
+#include "group_by_row.cuh"
 #include "index_errors.cuh"
 
 namespace embed_ext::cuda {
@@ -35,9 +36,18 @@ void add_few(const DenseBackwardTask& task, const IndexErrors& errors, cudaStrea
 // Sorts, then writes each row once. The same bits on every run.
 void add_segments(const DenseBackwardTask& task, const IndexErrors& errors, cudaStream_t stream);
 
+// The same for tokens that are sorted already, by the rows of `out`.
+void add_segments(const DenseBackwardTask& task, const RowGroups& groups, cudaStream_t stream);
+
 // The table that `table_of` returns once everything is checked that is checked beforehand, with the
 // gradient in it. `task` has passed check_grad(); grad_output is of a real dtype.
 at::Tensor sum_gradient(const char* op, const DenseGradient& task, RowsOfOut rows,
                         c10::function_ref<at::Tensor()> table_of);
+
+// grad_output [..., D] -> [N, D] with the elements of a row side by side
+inline at::Tensor as_rows(const at::Tensor& grad_output, int64_t num_indices) {
+  const auto grad = grad_output.reshape({num_indices, grad_output.size(-1)});
+  return grad.stride(1) == 1 ? grad : grad.contiguous();
+}
 
 }  // namespace embed_ext::cuda

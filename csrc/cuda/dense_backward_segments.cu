@@ -231,10 +231,13 @@ void launch_with_width(const SegmentTask<In, Out>& task, cudaStream_t stream) {
 }  // namespace
 
 void add_segments(const DenseBackwardTask& task, const IndexErrors& errors, cudaStream_t stream) {
-  const int64_t num_tokens = task.indices.numel();
+  add_segments(task, group_by_row(task.indices, task.padding_idx, errors, stream), stream);
+}
+
+void add_segments(const DenseBackwardTask& task, const RowGroups& groups, cudaStream_t stream) {
+  const int64_t num_tokens = groups.row.numel();
   const int64_t num_rows = task.out.size(0);
   const int64_t width = task.out.size(1);
-  const auto groups = group_by_row(task.indices, task.padding_idx, errors, stream);
   at::Tensor offsets;  // undefined: only the rows in use are written
   if (task.rows == RowsOfOut::kAllWritten) {
     offsets = row_offsets(groups, num_rows, stream);

@@ -16,12 +16,6 @@
 namespace embed_ext::cuda {
 namespace {
 
-// grad_output [..., D] -> [N, D] with its elements side by side
-at::Tensor as_rows(const at::Tensor& grad_output, int64_t num_indices) {
-  const auto grad = grad_output.reshape({num_indices, grad_output.size(-1)});
-  return grad.stride(1) == 1 ? grad : grad.contiguous();
-}
-
 // task.out is complete after this, whatever the task holds.
 void run(const DenseBackwardTask& task, const IndexErrors& errors, cudaStream_t stream) {
   if (task.out.numel() == 0) {
