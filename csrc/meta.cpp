@@ -9,8 +9,8 @@ namespace {
 
 // weight [V, D], indices [...] -> [..., D]
 at::Tensor embedding_meta(const at::Tensor& weight, const at::Tensor& indices,
-                          c10::SymInt /*padding_idx*/, bool /*scale_grad_by_freq*/,
-                          bool /*sparse*/) {
+                          c10::SymInt /*padding_idx*/, bool /*scale_grad_by_freq*/, bool /*sparse*/,
+                          bool /*coalesced*/) {
   check_lookup("embedding", weight, indices);
   c10::SymDimVector sizes(indices.sym_sizes());
   sizes.push_back(weight.sym_size(1));
@@ -26,16 +26,18 @@ at::Tensor embedding_dense_backward_meta(const at::Tensor& grad_output, const at
 }
 
 // grad_output [..., D], indices [...] -> sparse [num_weights, D]. How many entries a padding row
-// takes away depends on the data, so that without data the most there can be is assumed.
+// and a row that is used again take away depends on the data, so that without data there is one a
+// token.
 at::Tensor embedding_sparse_backward_meta(const at::Tensor& grad_output, const at::Tensor& indices,
                                           c10::SymInt num_weights, c10::SymInt /*padding_idx*/,
-                                          bool /*scale_grad_by_freq*/) {
+                                          bool /*scale_grad_by_freq*/, bool coalesced) {
   check_grad("embedding_sparse_backward", grad_output, indices, num_weights);
   const auto width = grad_output.sym_size(-1);
   const auto rows = at::empty_symint({1, indices.sym_numel()}, indices.options().dtype(at::kLong));
   const auto values = at::empty_symint({indices.sym_numel(), width}, grad_output.options());
   return at::_sparse_coo_tensor_unsafe_symint(rows, values, {num_weights, width},
-                                              values.options().layout(at::kSparse));
+                                              values.options().layout(at::kSparse),
+                                              coalesced ? std::optional(true) : std::nullopt);
 }
 
 void embedding_grad_add_meta(const at::Tensor& grad_weight, const at::Tensor& grad_output,

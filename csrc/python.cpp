@@ -53,27 +53,28 @@ bool unpack_flag(PyObject* object) {
   return truth != 0;
 }
 
-// embedding(weight, indices, padding_idx, scale_grad_by_freq, sparse, kept_gradient=None),
-// positional only.
+// embedding(weight, indices, padding_idx, scale_grad_by_freq, sparse, coalesced,
+// kept_gradient=None), positional only.
 //
 // A plain C function rather than a pybind11 one, and without torch.ops' argument matching, because
 // for small lookups these would take longer than the lookup.
 PyObject* embedding_entry(PyObject* /*module*/, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  TORCH_CHECK_TYPE(count == 5 || count == 6, "embedding(): takes 5 or 6 arguments, but got ",
+  TORCH_CHECK_TYPE(count == 6 || count == 7, "embedding(): takes 6 or 7 arguments, but got ",
                    count);
   if (!THPVariable_CheckExact(args[0]) || !THPVariable_CheckExact(args[1]) ||
       at::impl::torch_function_mode_enabled()) {
-    return PyObject_Vectorcall(general_path().ptr(), args, 5, nullptr);
+    return PyObject_Vectorcall(general_path().ptr(), args, 6, nullptr);
   }
   const at::Tensor& weight = THPVariable_Unpack(args[0]);
   const at::Tensor& indices = THPVariable_Unpack(args[1]);
   const int64_t padding_idx = resolve_padding_idx(args[2], weight);
   const bool scale_grad_by_freq = unpack_flag(args[3]);
   const bool sparse = unpack_flag(args[4]);
+  const bool coalesced = unpack_flag(args[5]);
   std::shared_ptr<KeptGradient> kept;
-  if (count == 6 && args[5] != Py_None) {
-    kept = py::cast<std::shared_ptr<KeptGradient>>(py::handle(args[5]));
+  if (count == 7 && args[6] != Py_None) {
+    kept = py::cast<std::shared_ptr<KeptGradient>>(py::handle(args[6]));
   }
   at::Tensor out = [&] {
     const py::gil_scoped_release no_gil;
@@ -81,7 +82,7 @@ PyObject* embedding_entry(PyObject* /*module*/, PyObject* const* args, Py_ssize_
     if (kept != nullptr) {
       scope.emplace(std::move(kept));
     }
-    return embedding_op().call(weight, indices, padding_idx, scale_grad_by_freq, sparse);
+    return embedding_op().call(weight, indices, padding_idx, scale_grad_by_freq, sparse, coalesced);
   }();
   return THPVariable_Wrap(std::move(out));
   END_HANDLE_TH_ERRORS
@@ -91,7 +92,7 @@ PyMethodDef embedding_method = {
     "embedding", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&embedding_entry)),
     METH_FASTCALL,
     "embedding(weight, indices, padding_idx, scale_grad_by_freq, "
-    "sparse, kept_gradient=None) -> Tensor"};
+    "sparse, coalesced, kept_gradient=None) -> Tensor"};
 
 py::dict build_config() {
   py::dict config;

@@ -10,7 +10,7 @@ TORCH_LIBRARY(embed_ext, m) {
 
   m.def(
       "embedding(Tensor weight, Tensor indices, SymInt padding_idx=-1, "
-      "bool scale_grad_by_freq=False, bool sparse=False) -> Tensor",
+      "bool scale_grad_by_freq=False, bool sparse=False, bool coalesced=False) -> Tensor",
       tags);
   m.def(
       "embedding_dense_backward(Tensor grad_output, Tensor indices, SymInt num_weights, "
@@ -18,7 +18,7 @@ TORCH_LIBRARY(embed_ext, m) {
       tags);
   m.def(
       "embedding_sparse_backward(Tensor grad_output, Tensor indices, SymInt num_weights, "
-      "SymInt padding_idx=-1, bool scale_grad_by_freq=False) -> Tensor",
+      "SymInt padding_idx=-1, bool scale_grad_by_freq=False, bool coalesced=False) -> Tensor",
       tags);
   m.def(
       "embedding_grad_add_(Tensor(a!) grad_weight, Tensor grad_output, Tensor indices, "

@@ -22,6 +22,7 @@ def embedding(
     padding_idx: int | None,
     scale_grad_by_freq: bool,
     sparse: bool,
+    coalesced: bool,
     kept_gradient: KeptGradient | None = None,
     /,
 ) -> Tensor: ...

@@ -202,7 +202,12 @@ def _lookup(
 
 
 def embedding(
-    weight: DTensor, indices: DTensor, padding_idx: int, scale_grad_by_freq: bool, sparse: bool
+    weight: DTensor,
+    indices: DTensor,
+    padding_idx: int,
+    scale_grad_by_freq: bool,
+    sparse: bool,
+    coalesced: bool,
 ) -> DTensor:
     """The lookup, with a gradient that is placed as the table is.
 
@@ -223,6 +228,7 @@ def _embedding(
     padding_idx: int = -1,
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
+    coalesced: bool = False,
 ) -> DTensor:
     return _lookup(weight, indices, padding_idx, scale_grad_by_freq)
 

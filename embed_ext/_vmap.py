@@ -47,21 +47,23 @@ def _embedding(
     padding_idx: int = -1,
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
+    coalesced: bool = False,
 ) -> tuple[Tensor, int]:
     op = torch.ops.embed_ext.embedding
+    options = scale_grad_by_freq, sparse, coalesced
     weight_dim, indices_dim = in_dims[:2]
     indices = _front(indices, indices_dim)
     if weight_dim is None:
-        return op(weight, indices, padding_idx, scale_grad_by_freq, sparse), 0
+        return op(weight, indices, padding_idx, *options), 0
     weight = _front(weight, weight_dim)
     batch_size, num_rows, width = weight.shape
     if indices_dim is None:
         # A row of the wide table holds that row of all B tables, side by side.
         wide = weight.movedim(0, 1).reshape(num_rows, batch_size * width)
-        out = op(wide, indices, padding_idx, scale_grad_by_freq, sparse)
+        out = op(wide, indices, padding_idx, *options)
         return out.unflatten(-1, (batch_size, width)), out.dim() - 1
     rows = _rows_of_all(indices, num_rows, batch_size)
-    out = op(weight.reshape(batch_size * num_rows, width), rows, -1, scale_grad_by_freq, sparse)
+    out = op(weight.reshape(batch_size * num_rows, width), rows, -1, *options)
     if padding_idx >= 0:  # there are now B padding rows, and the op knows of one at most
         out = torch.where((indices == padding_idx).unsqueeze(-1), out.detach(), out)
     return out, 0

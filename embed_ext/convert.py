@@ -128,7 +128,8 @@ def revert(model: nn.Module, *, where: Where = None) -> ConversionReport:
     """Undo :func:`convert`: make every :class:`embed_ext.Embedding` a plain ``nn.Embedding``.
 
     In place, like :func:`convert`, and for modules that were created as embed_ext.Embedding too:
-    the two differ in nothing but their class. Afterwards nothing of the model needs embed_ext, as
+    the two differ in nothing but their class, and in `keep_grad_buffer` and `coalesced`, which are
+    forgotten. Afterwards nothing of the model needs embed_ext, as
     when it is to be pickled, or handed to a tool that tests for the exact class. Left, with a
     reason: subclasses of embed_ext.Embedding.
 
@@ -179,7 +180,9 @@ def _swap(
             # second object for whoever holds this one. torch's parametrize does the same.
             module.__class__ = target
             if target is nn.Embedding:
-                vars(module).pop("_kept_gradient", None)  # memory that nobody would use again
+                # Memory that nobody would use again, and an option that nobody would read.
+                vars(module).pop("_kept_gradient", None)
+                vars(module).pop("coalesced", None)
             vars(module).pop("forward", None)  # see _is_patched: the method of the class before
             # torch 2.11: Dynamo checks a class again only where the dict below it was written to.
             vars(module)["_swapped"] = True

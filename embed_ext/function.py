@@ -26,6 +26,7 @@ class EmbeddingFunction(torch.autograd.Function):
         padding_idx: a row that gets no gradient; -1, the default, for none.
         scale_grad_by_freq: divide a row's gradient by the number of times it occurs (False).
         sparse: return the gradient as a sparse COO tensor (False).
+        coalesced: of a sparse gradient: one entry a row in use, ascending (False).
 
     Returns:
         A tensor of shape ``(*, D)``.
@@ -51,15 +52,16 @@ class EmbeddingFunction(torch.autograd.Function):
         padding_idx: int = -1,
         scale_grad_by_freq: bool = False,
         sparse: bool = False,
+        coalesced: bool = False,
     ) -> Tensor:
         """weight [V, D], indices [...] -> [..., D]."""
         return torch.ops.embed_ext.embedding(  # type: ignore[no-any-return]
-            weight, indices, padding_idx, scale_grad_by_freq, sparse
+            weight, indices, padding_idx, scale_grad_by_freq, sparse, coalesced
         )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        weight, indices, ctx.padding_idx, ctx.scale_grad_by_freq, ctx.sparse = inputs
+        weight, indices, ctx.padding_idx, ctx.scale_grad_by_freq, ctx.sparse, ctx.coalesced = inputs
         ctx.num_weights = weight.shape[0]
         ctx.save_for_backward(indices)
         ctx.save_for_forward(indices)
@@ -68,12 +70,15 @@ class EmbeddingFunction(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         """grad_output [..., D] -> gradient of weight [V, D]; the other arguments have none."""
         if not ctx.needs_input_grad[0]:
-            return None, None, None, None, None
+            return None, None, None, None, None, None
         (indices,) = ctx.saved_tensors
         ops = torch.ops.embed_ext
-        op = ops.embedding_sparse_backward if ctx.sparse else ops.embedding_dense_backward
-        grad = op(grad_output, indices, ctx.num_weights, ctx.padding_idx, ctx.scale_grad_by_freq)
-        return grad, None, None, None, None
+        args = grad_output, indices, ctx.num_weights, ctx.padding_idx, ctx.scale_grad_by_freq
+        if ctx.sparse:
+            grad = ops.embedding_sparse_backward(*args, ctx.coalesced)
+        else:
+            grad = ops.embedding_dense_backward(*args)
+        return grad, None, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, weight_tangent: Tensor | None, *_: Any) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""The lookup as a function, with the signature of ``torch.nn.functional.embedding``."""
+"""The lookup as a function, with the arguments of ``torch.nn.functional.embedding``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from embed_ext import _C
 
 __all__ = ["embedding"]
 
-# (weight, indices, padding_idx, scale_grad_by_freq, sparse) -> out, of types of weight for which
-# the op alone would not do.
+# (weight, indices, padding_idx, scale_grad_by_freq, sparse, coalesced) -> out, of types of weight
+# for which the op alone would not do.
 LOOKUPS: dict[type, Callable[..., Tensor]] = {}
 
 
@@ -27,6 +27,8 @@ def embedding(
     norm_type: float = 2.0,
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
+    *,
+    coalesced: bool = False,
 ) -> Tensor:
     """Look up rows of a table: ``out[..., :] = weight[input[...], :]``.
 
@@ -42,6 +44,10 @@ def embedding(
         norm_type: the p of that norm.
         scale_grad_by_freq: divide a row's gradient by the number of times `input` names it.
         sparse: make the gradient of `weight` a sparse COO tensor, one entry an index, in order.
+        coalesced: of a sparse gradient: sum the entries of a row, in float32 (float64 for itself),
+            and give each row in use one entry, in ascending order, so that an optimizer's
+            ``coalesce()`` has nothing left to do. On CUDA the host waits for the number of rows,
+            so that a CUDA graph cannot capture this backward. Nothing changes without `sparse`.
 
     Returns:
         A tensor of shape ``(*, D)`` and the dtype of `weight`.
@@ -72,6 +78,7 @@ def embedding(
             norm_type=norm_type,
             scale_grad_by_freq=scale_grad_by_freq,
             sparse=sparse,
+            coalesced=coalesced,
         )
     if max_norm is not None:
         # Everything is checked before the table is written to.
@@ -81,8 +88,8 @@ def embedding(
         # detach() rather than no_grad(), which a trace would not record.
         torch.ops.embed_ext.embedding_renorm_(weight.detach(), input, max_norm, norm_type)
     if is_compiling():  # a compiler sees into torch.ops, not into a C function
-        return _lookup(weight, input, padding_idx, scale_grad_by_freq, sparse)
-    return _C.embedding(weight, input, padding_idx, scale_grad_by_freq, sparse)
+        return _lookup(weight, input, padding_idx, scale_grad_by_freq, sparse, coalesced)
+    return _C.embedding(weight, input, padding_idx, scale_grad_by_freq, sparse, coalesced)
 
 
 def _check_tensors(weight: object, indices: object) -> None:
@@ -112,11 +119,12 @@ def _lookup(
     padding_idx: int | None,
     scale_grad_by_freq: bool,
     sparse: bool,
+    coalesced: bool,
 ) -> Tensor:
     op: Callable[..., Tensor] = torch.ops.embed_ext.embedding
-    return LOOKUPS.get(type(weight), op)(
-        weight, indices, _resolve_padding_idx(padding_idx, weight), scale_grad_by_freq, sparse
-    )
+    lookup = LOOKUPS.get(type(weight), op)
+    padding_idx = _resolve_padding_idx(padding_idx, weight)
+    return lookup(weight, indices, padding_idx, scale_grad_by_freq, sparse, coalesced)
 
 
 def _general_path(
@@ -125,6 +133,7 @@ def _general_path(
     padding_idx: int | None,
     scale_grad_by_freq: bool,
     sparse: bool,
+    coalesced: bool,
 ) -> Tensor:
     # _C.embedding's way out for anything but two plain tensors.
     if has_torch_function_variadic(indices, weight):
@@ -136,9 +145,10 @@ def _general_path(
             padding_idx=padding_idx,
             scale_grad_by_freq=scale_grad_by_freq,
             sparse=sparse,
+            coalesced=coalesced,
         )
     _check_tensors(weight, indices)
-    return _lookup(weight, indices, padding_idx, scale_grad_by_freq, sparse)
+    return _lookup(weight, indices, padding_idx, scale_grad_by_freq, sparse, coalesced)
 
 
 _C.set_general_path(_general_path)

@@ -34,6 +34,8 @@ class Embedding(nn.Embedding):
             See below.
         add_to_main_grad: add each gradient to ``weight.main_grad`` and leave ``weight.grad`` alone;
             also an attribute. See below.
+        coalesced: make a sparse gradient a coalesced one, each row once, in ascending order; also
+            an attribute, to be set at any time. See below.
 
     With `keep_grad_buffer` a training step costs what the rows it uses cost, also in page faults;
     the price is the memory of one gradient, kept until the module goes or the attribute is set to
@@ -58,11 +60,20 @@ class Embedding(nn.Embedding):
     weight's dtype, which whoever made it also clears. bfloat16 and float16 gradients are summed in
     float32 and meet it unrounded. ``weight.grad`` stays as it is, hooks on weight see no gradient,
     and ``weight.grad_added_to_main_grad`` is set to True if weight has that attribute. The gradient
-    cannot be differentiated again; torch.compile does not look inside, and TorchScript does not
-    know the option.
+    cannot be differentiated again; torch.compile does not look inside, and TorchScript refuses it.
+
+    With `sparse` a gradient has one entry an index, and an optimizer has to sort and sum these
+    before it can use them (``coalesce()``). With `coalesced` too that is done already, and
+    ``weight.grad`` says so (``is_coalesced()``) once the backward is through. A hook that runs
+    within the backward and gets the parameter still finds a gradient that does not say so. On CUDA
+    the host waits for the number of rows, so that a CUDA graph cannot capture the backward.
 
     Shape:
         input ``(*)`` -> output ``(*, embedding_dim)``
+
+    Raises:
+        ValueError: `coalesced` or `keep_grad_buffer` is asked for where it means nothing: the first
+            is for sparse gradients, the second for dense ones.
 
     Example:
         >>> import torch, embed_ext
@@ -73,10 +84,12 @@ class Embedding(nn.Embedding):
         [0.0, 0.0, 0.0]
     """
 
-    # Of the class, so that a module whose __init__ never ran, such as an unpickled one, has it too.
+    # Of the class, so that a module whose __init__ never ran, such as an unpickled one, has them.
     # A comment gives the type, because torch.jit.script would read an annotation.
     _kept_gradient = None  # type: _C.KeptGradient | None
     add_to_main_grad = False
+    coalesced = False
+    __constants__ = [*nn.Embedding.__constants__, "add_to_main_grad", "coalesced"]
     __jit_unused_properties__ = ["keep_grad_buffer"]
 
     def __init__(
@@ -95,7 +108,10 @@ class Embedding(nn.Embedding):
         *,
         keep_grad_buffer: bool = False,
         add_to_main_grad: bool = False,
+        coalesced: bool = False,
     ) -> None:
+        if coalesced and not sparse:
+            raise ValueError("coalesced: only a sparse gradient has entries; use sparse=True")
         super().__init__(
             num_embeddings,
             embedding_dim,
@@ -115,6 +131,8 @@ class Embedding(nn.Embedding):
             if sparse:
                 raise ValueError("add_to_main_grad: adds to a dense table; use sparse=False")
             self.add_to_main_grad = True
+        if coalesced:
+            self.coalesced = True
 
     @property
     def keep_grad_buffer(self) -> bool:
@@ -130,22 +148,27 @@ class Embedding(nn.Embedding):
 
     def extra_repr(self) -> str:
         """Return nn.Embedding's, and what is not the default."""
-        text = super().extra_repr()
-        for option in ("keep_grad_buffer", "add_to_main_grad"):
-            text += f", {option}=True" if getattr(self, option) else ""
-        return text
+        options = ("keep_grad_buffer", "add_to_main_grad", "coalesced")
+        extra = [name for name in options if getattr(self, name)]
+        return ", ".join([super().extra_repr(), *(f"{name}=True" for name in extra)])
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the rows that `input` names; see :func:`embed_ext.functional.embedding`."""
         # TorchScript compiles the first branch alone.
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            assert not self.add_to_main_grad, "add_to_main_grad: TorchScript does not know it"
             if self.max_norm is not None:
                 torch.ops.embed_ext.embedding_renorm_(
                     self.weight.detach(), input, self.max_norm, self.norm_type
                 )
             padding_idx = -1 if self.padding_idx is None else self.padding_idx
             return torch.ops.embed_ext.embedding(  # type: ignore[no-any-return]
-                self.weight, input, padding_idx, self.scale_grad_by_freq, self.sparse
+                self.weight,
+                input,
+                padding_idx,
+                self.scale_grad_by_freq,
+                self.sparse,
+                self.coalesced,
             )
         else:
             # nn.Module.__getattr__ takes longer than a small lookup; it is asked only where weight
@@ -153,6 +176,7 @@ class Embedding(nn.Embedding):
             weight: Tensor | None = self._parameters.get("weight")
             if weight is None:
                 weight = self.weight
+            sparse = self.sparse
             if self.add_to_main_grad:
                 if self.max_norm is not None:
                     torch.ops.embed_ext.embedding_renorm_(
@@ -168,7 +192,8 @@ class Embedding(nn.Embedding):
                     input,
                     self.padding_idx,
                     self.scale_grad_by_freq,
-                    self.sparse,
+                    sparse,
+                    sparse and self.coalesced,  # a dense lookup does not take the time to ask
                     self._kept_gradient,
                 )
             return functional.embedding(
@@ -178,5 +203,6 @@ class Embedding(nn.Embedding):
                 self.max_norm,
                 self.norm_type,
                 self.scale_grad_by_freq,
-                self.sparse,
+                sparse,
+                coalesced=self.coalesced,
             )

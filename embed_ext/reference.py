@@ -86,10 +86,12 @@ def embedding_sparse_backward(
     num_weights: int,
     padding_idx: int = -1,
     scale_grad_by_freq: bool = False,
+    coalesced: bool = False,
 ) -> Tensor:
     """The same sum as one COO entry an index, in order, uncoalesced, padding left out.
 
-    Arguments as :func:`embedding_dense_backward`; the result is sparse, shape ``(V, D)``.
+    Arguments as :func:`embedding_dense_backward`; the result is sparse, shape ``(V, D)``. With
+    `coalesced` it has one entry a row in use instead, in ascending order.
 
     Example:
         >>> import torch
@@ -99,13 +101,20 @@ def embedding_sparse_backward(
         tensor([[1, 1, 2]])
     """
     rows, grad = _kept(grad_output, indices, padding_idx)
-    if scale_grad_by_freq:
+    if coalesced:
+        rows = torch.bincount(rows, minlength=num_weights).nonzero().flatten()
+        grad = embedding_dense_backward(
+            grad_output, indices, num_weights, padding_idx, scale_grad_by_freq
+        )[rows]
+    elif scale_grad_by_freq:
         counts = torch.bincount(rows, minlength=num_weights)
         grad = (grad / counts[rows].unsqueeze(-1)).to(grad_output.dtype)
     size = (num_weights, grad.size(-1))
     # Opted out in so many words: torch 2.11 warns of an argument that says the same.
     with torch.sparse.check_sparse_tensor_invariants(enable=False):  # type: ignore[no-untyped-call]
-        return torch.sparse_coo_tensor(rows.unsqueeze(0), grad, size)
+        return torch.sparse_coo_tensor(
+            rows.unsqueeze(0), grad, size, is_coalesced=True if coalesced else None
+        )
 
 
 def embedding_grad_add_(

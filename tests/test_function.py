@@ -29,6 +29,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "sparse": (-1, False, True),
     "sparse_padding": (3, False, True),
     "sparse_frequency": (3, True, True),
+    "coalesced": (3, False, True, True),
     "all_dense": (3, True, False),
 }
 
@@ -47,17 +48,20 @@ def test_values_and_gradients_are_the_functional_ones(
 ) -> None:
     weight = make_table(6, 4, dtype, device).requires_grad_()
     indices = make_indices((3, 5), 6, device=device)
-    padding_idx, scale_grad_by_freq, sparse = (*options, *(-1, False, False)[len(options) :])
+    defaults = (-1, False, False, False)
+    padding_idx, scale_grad_by_freq, sparse, coalesced = (*options, *defaults[len(options) :])
     functional_out = embedding(
         indices,
         weight,
         padding_idx=None if padding_idx == -1 else padding_idx,
         scale_grad_by_freq=scale_grad_by_freq,
         sparse=sparse,
+        coalesced=coalesced,
     )
     expected = value_and_grad(functional_out, weight)
     actual = value_and_grad(EmbeddingFunction.apply(weight, indices, *options), weight)
     assert actual[1].is_sparse == sparse
+    assert not sparse or actual[1].is_coalesced() == coalesced
     for mine, functional in zip(actual, expected, strict=True):
         assert_close(mine, functional)
 
@@ -70,6 +74,7 @@ def test_default_arguments_are_the_documented_ones() -> None:
         "padding_idx": -1,
         "scale_grad_by_freq": False,
         "sparse": False,
+        "coalesced": False,
     }
 
 
@@ -115,9 +120,9 @@ def test_frozen_dtypes_are_looked_up(dtype: torch.dtype) -> None:
 
 def test_backward_without_a_need_for_the_gradient_returns_none() -> None:
     class Context:
-        needs_input_grad = (False, False, False, False, False)
+        needs_input_grad = (False,) * 6
 
-    assert EmbeddingFunction.backward(Context(), torch.ones(2, 3)) == (None,) * 5
+    assert EmbeddingFunction.backward(Context(), torch.ones(2, 3)) == (None,) * 6
 
 
 def test_gradient_of_something_else_leaves_the_table_alone() -> None:

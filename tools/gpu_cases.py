@@ -59,6 +59,11 @@ def run_case(width: int, count: int, dtype: torch.dtype, index_dtype: torch.dtyp
                 getattr(ops, op)(on_gpu[2], on_gpu[1], NUM_ROWS, 3, scale),
                 getattr(reference, op)(grad, indices, NUM_ROWS, 3, scale),
             )
+        found += differs(
+            f"coalesced: {name}, deterministic={deterministic}, scale_grad_by_freq={scale}",
+            ops.embedding_sparse_backward(on_gpu[2], on_gpu[1], NUM_ROWS, 3, scale, True),
+            reference.embedding_sparse_backward(grad, indices, NUM_ROWS, 3, scale, True),
+        )
         on_device, expected = torch.ones_like(on_gpu[0]), torch.ones_like(weight)
         ops.embedding_grad_add_(on_device, on_gpu[2], on_gpu[1], 3, scale)
         reference.embedding_grad_add_(expected, grad, indices, 3, scale)

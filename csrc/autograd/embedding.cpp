@@ -19,9 +19,12 @@ namespace {
 // grad [..., D], indices [...] -> [V, D]
 at::Tensor scatter_add(const at::Tensor& grad, const at::Tensor& indices,
                        const c10::SymInt& num_weights, const c10::SymInt& padding_idx,
-                       bool scale_grad_by_freq, bool sparse) {
-  const auto& backward = sparse ? sparse_backward_op() : dense_backward_op();
-  return backward.call(grad, indices, num_weights, padding_idx, scale_grad_by_freq);
+                       bool scale_grad_by_freq, bool sparse, bool coalesced) {
+  if (sparse) {
+    return sparse_backward_op().call(grad, indices, num_weights, padding_idx, scale_grad_by_freq,
+                                     coalesced);
+  }
+  return dense_backward_op().call(grad, indices, num_weights, padding_idx, scale_grad_by_freq);
 }
 
 constexpr const char* kBackward = "embedding_dense_backward";
@@ -98,7 +101,8 @@ std::optional<at::Tensor> EmbeddingBackward::in_place(const at::Tensor& grad_out
 
 // weight [V, D], indices [...] -> [..., D]
 at::Tensor embedding(c10::DispatchKeySet keys, const at::Tensor& weight, const at::Tensor& indices,
-                     c10::SymInt padding_idx, bool scale_grad_by_freq, bool sparse) {
+                     c10::SymInt padding_idx, bool scale_grad_by_freq, bool sparse,
+                     bool coalesced) {
   // A weight of another rank is turned down below, by the check that every device shares.
   const auto num_weights = weight.dim() == 2 ? weight.sym_size(0) : c10::SymInt(0);
   const auto kept = KeptGradientScope::take();
@@ -106,14 +110,16 @@ at::Tensor embedding(c10::DispatchKeySet keys, const at::Tensor& weight, const a
       weight, indices, num_weights, padding_idx, scale_grad_by_freq, sparse,
       [&](const at::Tensor& table) {
         return embedding_op().redispatch(keys & c10::after_autograd_keyset, table, indices,
-                                         padding_idx, scale_grad_by_freq, sparse);
+                                         padding_idx, scale_grad_by_freq, sparse, coalesced);
       },
       [&](const at::Tensor& tangent) {
-        return embedding_op().call(tangent, indices, padding_idx, scale_grad_by_freq, sparse);
+        return embedding_op().call(tangent, indices, padding_idx, scale_grad_by_freq, sparse,
+                                   coalesced);
       });
-  if (kept != nullptr) {
+  if (kept != nullptr || coalesced) {
     if (auto* node = dynamic_cast<EmbeddingBackward*>(out.grad_fn().get())) {
       node->kept = kept;
+      node->coalesced = coalesced;
     }
   }
   return out;

@@ -13,7 +13,7 @@ at::Tensor gather(const at::Tensor& grad, const at::Tensor& indices,
                   const c10::SymInt& padding_idx) {
   if (!grad.is_sparse()) {
     return embedding_op().call(grad, indices, padding_idx, /*scale_grad_by_freq=*/false,
-                               /*sparse=*/false);
+                               /*sparse=*/false, /*coalesced=*/false);
   }
   c10::SymDimVector sizes(indices.sym_sizes());
   sizes.push_back(grad.sym_size(1));
@@ -25,7 +25,7 @@ at::Tensor gather(const at::Tensor& grad, const at::Tensor& indices,
 // them.
 at::Tensor gather_unpadded(const at::Tensor& grad, const at::Tensor& indices,
                            const c10::SymInt& /*num_weights*/, const c10::SymInt& padding_idx,
-                           bool /*scale_grad_by_freq*/, bool /*sparse*/) {
+                           bool /*scale_grad_by_freq*/, bool /*sparse*/, bool /*coalesced*/) {
   auto result = gather(grad, indices, padding_idx);
   if (padding_idx >= 0) {
     const auto is_padding = indices.to(at::kLong).eq(c10::Scalar(padding_idx));
@@ -39,19 +39,20 @@ struct BackwardBackward : public LookupNode {
   Formula formula() const override { return &gather_unpadded; }
 };
 
-// grad_output [..., D], indices [...] -> [num_weights, D]
-at::Tensor record(const BackwardOp& op, bool sparse, c10::DispatchKeySet keys,
-                  const at::Tensor& grad_output, const at::Tensor& indices,
-                  const c10::SymInt& num_weights, const c10::SymInt& padding_idx,
-                  bool scale_grad_by_freq) {
+// grad_output [..., D], indices [...] -> [num_weights, D]. `options`: of this op alone.
+template <class Signature, class... Options>
+at::Tensor record(const c10::TypedOperatorHandle<Signature>& op, bool sparse,
+                  c10::DispatchKeySet keys, const at::Tensor& grad_output,
+                  const at::Tensor& indices, const c10::SymInt& num_weights,
+                  const c10::SymInt& padding_idx, bool scale_grad_by_freq, Options... options) {
   return record_linear<BackwardBackward>(
       grad_output, indices, num_weights, padding_idx, scale_grad_by_freq, sparse,
       [&](const at::Tensor& grad) {
         return op.redispatch(keys & c10::after_autograd_keyset, grad, indices, num_weights,
-                             padding_idx, scale_grad_by_freq);
+                             padding_idx, scale_grad_by_freq, options...);
       },
       [&](const at::Tensor& tangent) {
-        return op.call(tangent, indices, num_weights, padding_idx, scale_grad_by_freq);
+        return op.call(tangent, indices, num_weights, padding_idx, scale_grad_by_freq, options...);
       });
 }
 
@@ -64,9 +65,10 @@ at::Tensor embedding_dense_backward(c10::DispatchKeySet keys, const at::Tensor& 
 
 at::Tensor embedding_sparse_backward(c10::DispatchKeySet keys, const at::Tensor& grad_output,
                                      const at::Tensor& indices, c10::SymInt num_weights,
-                                     c10::SymInt padding_idx, bool scale_grad_by_freq) {
+                                     c10::SymInt padding_idx, bool scale_grad_by_freq,
+                                     bool coalesced) {
   return record(sparse_backward_op(), /*sparse=*/true, keys, grad_output, indices, num_weights,
-                padding_idx, scale_grad_by_freq);
+                padding_idx, scale_grad_by_freq, coalesced);
 }
 
 }  // namespace

@@ -15,13 +15,15 @@ const EmbeddingOp& embedding_op() {
   return op;
 }
 
-const BackwardOp& dense_backward_op() {
-  static const BackwardOp op = find_op<BackwardSignature>("embed_ext::embedding_dense_backward");
+const DenseBackwardOp& dense_backward_op() {
+  static const DenseBackwardOp op =
+      find_op<DenseBackwardSignature>("embed_ext::embedding_dense_backward");
   return op;
 }
 
-const BackwardOp& sparse_backward_op() {
-  static const BackwardOp op = find_op<BackwardSignature>("embed_ext::embedding_sparse_backward");
+const SparseBackwardOp& sparse_backward_op() {
+  static const SparseBackwardOp op =
+      find_op<SparseBackwardSignature>("embed_ext::embedding_sparse_backward");
   return op;
 }
 
@@ -35,7 +37,8 @@ variable_list LookupNode::apply(variable_list&& grads) {
   if (auto done = in_place(grads[0], saved)) {
     return {std::move(*done)};
   }
-  return {formula()(grads[0], saved, num_weights, padding_idx, scale_grad_by_freq, sparse)};
+  return {
+      formula()(grads[0], saved, num_weights, padding_idx, scale_grad_by_freq, sparse, coalesced)};
 }
 
 void LookupNode::release_variables() {
@@ -49,6 +52,7 @@ void LookupNode::compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) 
   args.collect(padding_idx);
   args.collect(scale_grad_by_freq);
   args.collect(sparse);
+  args.collect(coalesced);
 }
 
 // The compiler's graph calls the formula later, on gradients whose shapes are not known here: what
@@ -65,6 +69,7 @@ variable_list LookupNode::apply_with_saved(const variable_list& grads,
   args.pack(padding_idx);
   args.pack(scale_grad_by_freq);
   args.pack(sparse);
+  args.pack(coalesced);
   const auto call = [formula = formula()](const variable_list& inputs,
                                           const ivalue_list& packed) -> variable_list {
     if (!inputs[0].defined()) {
@@ -76,7 +81,8 @@ variable_list LookupNode::apply_with_saved(const variable_list& grads,
     const auto padding_row = unpacked.unpack<c10::SymInt>();
     const auto scaled = unpacked.unpack<bool>();
     const auto is_sparse = unpacked.unpack<bool>();
-    return {formula(inputs[0], saved_indices, rows, padding_row, scaled, is_sparse)};
+    const auto is_coalesced = unpacked.unpack<bool>();
+    return {formula(inputs[0], saved_indices, rows, padding_row, scaled, is_sparse, is_coalesced)};
   };
   const auto output_metadata = IValuePacker<std::vector<std::optional<InputMetadata>>>::pack(
       get_input_metadata(next_edges()));
@@ -84,7 +90,7 @@ variable_list LookupNode::apply_with_saved(const variable_list& grads,
   const auto bound =
       compiler->bind_function(saved.get_py_compiler(), name(), call,
                               {at::TensorType::get(), at::SymIntType::get(), at::SymIntType::get(),
-                               at::BoolType::get(), at::BoolType::get()},
+                               at::BoolType::get(), at::BoolType::get(), at::BoolType::get()},
                               /*is_custom_function=*/true, /*is_traceable=*/true);
   auto result = compiler->call_function(saved.get_py_compiler(), "apply_functional", bound, grads,
                                         args.vec(), output_metadata);

@@ -16,17 +16,21 @@ namespace embed_ext {
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
-using EmbeddingSignature = at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymInt, bool,
+using EmbeddingSignature = at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymInt, bool, bool,
                                       bool);
-using BackwardSignature = at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymInt, c10::SymInt,
-                                     bool);
+using DenseBackwardSignature = at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymInt,
+                                          c10::SymInt, bool);
+using SparseBackwardSignature = at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymInt,
+                                           c10::SymInt, bool, bool);
 using EmbeddingOp = c10::TypedOperatorHandle<EmbeddingSignature>;
-using BackwardOp = c10::TypedOperatorHandle<BackwardSignature>;
+using DenseBackwardOp = c10::TypedOperatorHandle<DenseBackwardSignature>;
+using SparseBackwardOp = c10::TypedOperatorHandle<SparseBackwardSignature>;
 
 // The ops as the dispatcher sees them: a formula written with these is differentiable itself.
 const EmbeddingOp& embedding_op();
-const BackwardOp& dense_backward_op();
-const BackwardOp& sparse_backward_op();
+const DenseBackwardOp& dense_backward_op();
+const SparseBackwardOp& sparse_backward_op();
+
 // From torch 2.13 on a Node counts its own references; before, a shared_ptr did, with a deleter
 // that takes long graphs apart without recursion.
 template <class NodeT>
@@ -41,7 +45,7 @@ auto make_node() {
 // grad of the output, indices, and the scalars that a LookupNode remembers -> grad of the input
 using Formula = at::Tensor (*)(const at::Tensor& grad, const at::Tensor& indices,
                                const c10::SymInt& num_weights, const c10::SymInt& padding_idx,
-                               bool scale_grad_by_freq, bool sparse);
+                               bool scale_grad_by_freq, bool sparse, bool coalesced);
 
 // A node of one differentiable tensor input, linear in it. All of them remember the same things.
 struct LookupNode : public torch::autograd::TraceableFunction {
@@ -50,6 +54,7 @@ struct LookupNode : public torch::autograd::TraceableFunction {
   c10::SymInt padding_idx;
   bool scale_grad_by_freq = false;
   bool sparse = false;
+  bool coalesced = false;  // of a sparse gradient
 
   // A plain function, so that compiled autograd can hold on to it without this node.
   virtual Formula formula() const = 0;

@@ -94,9 +94,9 @@ void lookup(const at::Tensor& weight, const at::Tensor& indices, const Index* in
   bad.raise_if_any(kOp, index, indices.sizes(), num_rows);
 }
 
-// weight [V, D], indices [...] -> [..., D]. The three options only shape the gradient.
+// weight [V, D], indices [...] -> [..., D]. The options only shape the gradient.
 at::Tensor embedding(const at::Tensor& weight, const at::Tensor& indices, int64_t /*padding_idx*/,
-                     bool /*scale_grad_by_freq*/, bool /*sparse*/) {
+                     bool /*scale_grad_by_freq*/, bool /*sparse*/, bool /*coalesced*/) {
   check_lookup(kOp, weight, indices);
   c10::SmallVector<int64_t, 5> sizes(indices.sizes());
   sizes.push_back(weight.size(1));

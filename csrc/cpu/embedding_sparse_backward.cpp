@@ -1,4 +1,5 @@
-// Sparse gradient on the CPU: one COO entry a token, in token order, padding left out.
+// Sparse gradient on the CPU, padding left out: one COO entry a token, in token order; or,
+// coalesced, one a row in use, by the sums that make a dense gradient.
 #include <ATen/ATen.h>
 #include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
@@ -7,6 +8,7 @@
 #include <algorithm>
 
 #include "../checks.h"
+#include "dense_gradient.h"
 #include "group_by_row.h"
 #include "indices.h"
 #include "row_kernels.h"
@@ -30,32 +32,63 @@ void divide_by_frequency(at::Tensor& values, const at::Tensor& rows, int64_t num
   values.div_(count.to(c10::toRealValueType(at::toOpMathType(values.scalar_type()))));
 }
 
-// grad_output [..., D], indices [...] -> sparse [num_weights, D]
-at::Tensor embedding_sparse_backward(const at::Tensor& grad_output, const at::Tensor& indices,
-                                     int64_t num_weights, int64_t padding_idx,
-                                     bool scale_grad_by_freq) {
-  check_grad(kOp, grad_output, indices, num_weights);
-  const int64_t width = grad_output.size(-1);
-  const auto index_tensor = kernel_indices(indices);
-  with_index_pointer(index_tensor, [&](const auto* index) {
-    check_index_range(kOp, index, indices.numel(), indices.sizes(), num_weights);
+struct Entries {
+  at::Tensor rows;    // [1, nnz] int64
+  at::Tensor values;  // [nnz, D]
+};
+
+// An entry a row in use, ascending.
+Entries sum_entries(const DenseGradient& task) {
+  if (task.grad_output.is_complex()) {  // a sum of complex rows is a sum of real rows twice as wide
+    const auto real = at::view_as_real(task.grad_output.resolve_conj()).flatten(-2);
+    const auto [rows, values] = sum_entries(
+        {real, task.indices, task.num_weights, task.padding_idx, task.scale_grad_by_freq});
+    const int64_t width = task.grad_output.size(-1);
+    return {rows, at::view_as_complex(values.view({values.size(0), width, 2}))};
+  }
+  at::Tensor rows;
+  const auto values = sum_gradient(kOp, task, Sums::kPacked, task.grad_output.scalar_type(), [&](std::vector<int64_t>& used) {
+    const auto count = static_cast<int64_t>(used.size());
+    rows = at::empty({1, count}, task.indices.options().dtype(at::kLong));
+    std::copy(used.begin(), used.end(), rows.mutable_data_ptr<int64_t>());
+    return at::empty({count, task.grad_output.size(-1)}, task.grad_output.options());
   });
-  // Copies: a gradient that shared memory with grad_output or with the caller's indices would
-  // change when either is next written to.
+  return {rows, values};
+}
+
+// An entry a token. Copies: a gradient that shared memory with grad_output or with the caller's
+// indices would change when either is next written to.
+Entries copy_entries(const DenseGradient& task) {
+  const int64_t count = task.indices.numel();
+  const auto index_tensor = kernel_indices(task.indices);
+  with_index_pointer(index_tensor, [&](const auto* index) {
+    check_index_range(kOp, index, count, task.indices.sizes(), task.num_weights);
+  });
   auto rows = index_tensor.reshape({-1}).to(at::kLong, /*non_blocking=*/false, /*copy=*/true);
-  auto values = grad_output.reshape({indices.numel(), width});
-  if (padding_idx >= 0) {
-    const auto kept = (rows != padding_idx).nonzero().squeeze(1);
+  auto values = task.grad_output.reshape({count, task.grad_output.size(-1)});
+  if (task.padding_idx >= 0) {
+    const auto kept = (rows != task.padding_idx).nonzero().squeeze(1);
     rows = rows.index_select(0, kept);
     values = values.index_select(0, kept);
   } else {
     values = values.clone(at::MemoryFormat::Contiguous);
   }
-  if (scale_grad_by_freq) {
-    divide_by_frequency(values, rows, num_weights);
+  if (task.scale_grad_by_freq) {
+    divide_by_frequency(values, rows, task.num_weights);
   }
-  return at::_sparse_coo_tensor_unsafe(rows.unsqueeze(0), values, {num_weights, width},
-                                       values.options().layout(at::kSparse));
+  return {rows.unsqueeze(0), values};
+}
+
+// grad_output [..., D], indices [...] -> sparse [num_weights, D]
+at::Tensor embedding_sparse_backward(const at::Tensor& grad_output, const at::Tensor& indices,
+                                     int64_t num_weights, int64_t padding_idx,
+                                     bool scale_grad_by_freq, bool coalesced) {
+  check_grad(kOp, grad_output, indices, num_weights);
+  const DenseGradient task{grad_output, indices, num_weights, padding_idx, scale_grad_by_freq};
+  const auto [rows, values] = coalesced ? sum_entries(task) : copy_entries(task);
+  return at::_sparse_coo_tensor_unsafe(rows, values, {num_weights, grad_output.size(-1)},
+                                       values.options().layout(at::kSparse),
+                                       coalesced ? std::optional(true) : std::nullopt);
 }
 
 }  // namespace

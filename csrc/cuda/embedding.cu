@@ -14,9 +14,9 @@ namespace {
 
 constexpr const char* kOp = "embedding";
 
-// weight [V, D] any strides, indices [...] -> [..., D]. The three options only shape the gradient.
+// weight [V, D] any strides, indices [...] -> [..., D]. The options only shape the gradient.
 at::Tensor embedding(const at::Tensor& weight, const at::Tensor& indices, int64_t /*padding_idx*/,
-                     bool /*scale_grad_by_freq*/, bool /*sparse*/) {
+                     bool /*scale_grad_by_freq*/, bool /*sparse*/, bool /*coalesced*/) {
   check_lookup(kOp, weight, indices);
   const c10::cuda::CUDAGuard device_guard(weight.device());
   const auto stream = c10::cuda::getCurrentCUDAStream();

@@ -1,4 +1,9 @@
-// Sparse gradient on CUDA: one COO entry a token, in token order, padding left out.
+// Sparse gradient on CUDA, padding left out: one COO entry a token, in token order; or, coalesced,
+// one a row in use, by the kernels that make a dense gradient.
+//
+//   sorted rows   2 2 5 6     V = 6: the last token is bad or ignored
+//   place         0 0 1 2     of the row among those in use: what the kernels take for the row
+//   entries       2 5
 #include <ATen/ATen.h>
 #include <ATen/OpMathType.h>
 #include <c10/cuda/CUDAException.h>
@@ -7,7 +12,9 @@
 #include <torch/library.h>
 
 #include "../checks.h"
+#include "dense_backward.cuh"
 #include "gather_rows.cuh"
+#include "group_by_row.cuh"
 #include "index_check.cuh"
 #include "launch_math.h"
 
@@ -58,19 +65,26 @@ void divide_by_frequency(at::Tensor& values, const at::Tensor& index) {
   values.div_(counts.index_select(0, inverse).unsqueeze(1).to(type));
 }
 
-// grad_output [..., D], indices [...] -> sparse [num_weights, D]
-at::Tensor embedding_sparse_backward(const at::Tensor& grad_output, const at::Tensor& indices,
-                                     int64_t num_weights, int64_t padding_idx,
-                                     bool scale_grad_by_freq) {
-  check_grad(kOp, grad_output, indices, num_weights);
-  const c10::cuda::CUDAGuard device_guard(grad_output.device());
-  const auto stream = c10::cuda::getCurrentCUDAStream();
-  const auto errors = open_index_check(kOp, indices, num_weights);
-  const auto index = indices.to(at::kLong).contiguous().view(-1);
+struct Task {
+  const at::Tensor& grad;   // [N, D]
+  const at::Tensor& index;  // [N] contiguous
+  int64_t num_weights;
+  int64_t padding_idx;
+  bool scale_grad_by_freq;
+};
+
+struct Entries {
+  at::Tensor rows;    // [1, nnz] int64
+  at::Tensor values;  // [nnz, D]
+};
+
+// An entry a token.
+Entries copy_entries(const Task& task, const IndexErrors& errors, cudaStream_t stream) {
+  const auto index = task.index.to(at::kLong);
   at::Tensor token;  // undefined: all of them
   // A padding_idx beyond the table would hide bad indices.
-  if (padding_idx >= 0 && padding_idx < num_weights) {
-    token = index.ne(padding_idx).nonzero().squeeze(1);
+  if (task.padding_idx >= 0 && task.padding_idx < task.num_weights) {
+    token = index.ne(task.padding_idx).nonzero().squeeze(1);
   }
   const int64_t num_entries = token.defined() ? token.numel() : index.numel();
   const auto row = at::empty({1, num_entries}, index.options());
@@ -82,14 +96,60 @@ at::Tensor embedding_sparse_backward(const at::Tensor& grad_output, const at::Te
         row.mutable_data_ptr<int64_t>(), source.mutable_data_ptr<int64_t>(), errors);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   }
-  const int64_t width = grad_output.size(-1);
-  auto values = gather_values(grad_output.reshape({index.numel(), width}), source, stream);
-  if (scale_grad_by_freq) {
+  auto values = gather_values(task.grad, source, stream);
+  if (task.scale_grad_by_freq) {
     divide_by_frequency(values, token.defined() ? index.index_select(0, token) : index);
   }
+  return {row, values};
+}
+
+// An entry a row in use, ascending. The host waits once, for their number.
+Entries sum_entries(const Task& task, const IndexErrors& errors, cudaStream_t stream) {
+  const int64_t width = task.grad.size(1);
+  if (task.grad.is_complex()) {  // a sum of complex rows is a sum of real rows twice as wide
+    const auto real = at::view_as_real(task.grad.resolve_conj()).flatten(-2);
+    const auto [rows, values] =
+        sum_entries({real, task.index, task.num_weights, task.padding_idx, task.scale_grad_by_freq},
+                    errors, stream);
+    return {rows, at::view_as_complex(values.view({values.size(0), width, 2}))};
+  }
+  if (task.index.numel() == 0) {
+    return {at::empty({1, 0}, task.index.options().dtype(at::kLong)),
+            at::empty({0, width}, task.grad.options())};
+  }
+  auto groups = group_by_row(task.index, task.padding_idx, errors, stream);
+  const auto row = groups.row.to(at::kLong).bitwise_and(0xffffffffLL);  // they are unsigned
+  const auto first = at::ones({1}, row.options().dtype(at::kBool));
+  const auto begins = at::cat({first, row.slice(0, 1).ne(row.slice(0, 0, -1))});
+  groups.row = begins.cumsum(0, at::kInt).sub_(1);
+  const auto begin = begins.logical_and(row.ne(task.num_weights)).nonzero().squeeze(1);
+  const auto values = at::empty({begin.numel(), width}, task.grad.options());
+  if (values.numel() > 0) {
+    add_segments({as_rows(task.grad, task.index.numel()), task.index, values,
+                  RowsOfOut::kAllWritten, task.padding_idx, task.scale_grad_by_freq},
+                 groups, stream);
+  }
+  return {row.index_select(0, begin).unsqueeze(0), values};
+}
+
+// grad_output [..., D], indices [...] -> sparse [num_weights, D]
+at::Tensor embedding_sparse_backward(const at::Tensor& grad_output, const at::Tensor& indices,
+                                     int64_t num_weights, int64_t padding_idx,
+                                     bool scale_grad_by_freq, bool coalesced) {
+  check_grad(kOp, grad_output, indices, num_weights);
+  const c10::cuda::CUDAGuard device_guard(grad_output.device());
+  const auto stream = c10::cuda::getCurrentCUDAStream();
+  const auto errors = open_index_check(kOp, indices, num_weights);
+  const auto index = indices.contiguous().view(-1);
+  const int64_t width = grad_output.size(-1);
+  const auto grad = grad_output.reshape({index.numel(), width});
+  const Task task{grad, index, num_weights, padding_idx, scale_grad_by_freq};
+  const auto [rows, values] =
+      coalesced ? sum_entries(task, errors, stream) : copy_entries(task, errors, stream);
   close_index_check(indices, stream);
-  return at::_sparse_coo_tensor_unsafe(row, values, {num_weights, width},
-                                       values.options().layout(at::kSparse));
+  return at::_sparse_coo_tensor_unsafe(rows, values, {num_weights, width},
+                                       values.options().layout(at::kSparse),
+                                       coalesced ? std::optional(true) : std::nullopt);
 }
 
 }  // namespace

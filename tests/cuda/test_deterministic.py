@@ -39,6 +39,9 @@ def test_every_length_of_segment(dtype: torch.dtype, lead: int) -> None:
     with deterministic(True):
         actual = ops.embedding_dense_backward(grad, indices, num_rows)
     assert torch.equal(actual.double(), row_sums(grad, indices, num_rows))
+    coalesced = ops.embedding_sparse_backward(grad, 3 * indices, 3 * num_rows, -1, False, True)
+    assert torch.equal(coalesced.indices()[0], (3 * indices).unique())
+    assert torch.equal(coalesced.values(), actual[indices.unique()])
 
 
 @pytest.mark.parametrize("is_deterministic", [False, True])
@@ -78,6 +81,9 @@ def test_same_bits_on_every_run(dtype: torch.dtype) -> None:
         first = ops.embedding_dense_backward(grad, indices, 3000)
         for _ in range(5):
             assert_same_bits(ops.embedding_dense_backward(grad, indices, 3000), first)
+        for _ in range(3):
+            coalesced = ops.embedding_sparse_backward(grad, indices, 3000, -1, False, True)
+            assert_same_bits(coalesced.to_dense(), first)
 
 
 @pytest.mark.parametrize("scale", [False, True])

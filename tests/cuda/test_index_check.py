@@ -96,12 +96,15 @@ def test_dense_backward_leaves_a_bad_index_out(dtype: torch.dtype, scale: bool) 
     assert_context_works()
 
 
+@pytest.mark.parametrize("coalesced", [False, True])
 @pytest.mark.parametrize("padding_idx", [-1, 3])
-def test_sparse_backward_leaves_a_bad_index_out(padding_idx: int) -> None:
+def test_sparse_backward_leaves_a_bad_index_out(padding_idx: int, coalesced: bool) -> None:
     """The position counts the indices that were given, not those that padding leaves."""
     grad = torch.ones(4, 16, device="cuda")
     indices = cuda_indices([3, 4, BAD, 0])
-    actual = ops.embedding_sparse_backward(grad, indices, ROWS, padding_idx).to_dense()
+    sparse = ops.embedding_sparse_backward(grad, indices, ROWS, padding_idx, False, coalesced)
+    assert not coalesced or sparse._nnz() == 3 - (padding_idx == 3)
+    actual = sparse.to_dense()
     assert actual.sum(1).tolist() == [16, 0, 0, 16 * (padding_idx != 3), 16]
     with reported("embedding_sparse_backward"):
         embed_ext.check_indices()

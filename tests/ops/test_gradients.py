@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import embed_ext
-from embed_ext import EmbeddingFunction, reference
+from embed_ext import EmbeddingFunction
 from tests.common import assert_close, make_indices, make_table
 
 ops = torch.ops.embed_ext
@@ -35,11 +35,17 @@ def through_functional(
     padding_idx: int = -1,
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
+    coalesced: bool = False,
 ) -> Tensor:
     """functional.embedding in the ops' order, where a padding of -1 is none."""
     padding = None if padding_idx < 0 else padding_idx
     return embed_ext.functional.embedding(
-        indices, weight, padding, scale_grad_by_freq=scale_grad_by_freq, sparse=sparse
+        indices,
+        weight,
+        padding,
+        scale_grad_by_freq=scale_grad_by_freq,
+        sparse=sparse,
+        coalesced=coalesced,
     )
 
 
@@ -49,10 +55,11 @@ def through_autograd_function(
     padding_idx: int = -1,
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
+    coalesced: bool = False,
 ) -> Tensor:
     """EmbeddingFunction, whose apply takes no keywords."""
     return EmbeddingFunction.apply(  # type: ignore[no-any-return]
-        weight, indices, padding_idx, scale_grad_by_freq, sparse
+        weight, indices, padding_idx, scale_grad_by_freq, sparse, coalesced
     )
 
 
@@ -61,20 +68,6 @@ LOOKUPS: dict[str, Callable[..., Tensor]] = {
     "functional": through_functional,
     "EmbeddingFunction": through_autograd_function,
 }
-
-
-class Densify(torch.autograd.Function):
-    """The identity; its gradient is dense, since gradcheck takes no sparse one of a dense input."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor) -> Tensor:  # type: ignore[override]
-        """weight [V, D] -> a copy."""
-        return weight.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
-        """grad [V, D], sparse -> dense."""
-        return grad.to_dense()
 
 
 every_lookup = pytest.mark.parametrize("lookup", LOOKUPS)
@@ -132,39 +125,6 @@ def test_dense_backward(device: str, dtype: torch.dtype, padding_idx: int, scale
         (make_grad(device, dtype),),
         **EVERY_MODE,
     )
-
-
-@unscaled
-@every_dtype
-def test_sparse_backward(device: str, dtype: torch.dtype, padding_idx: int, scale: bool) -> None:
-    """Seen through to_dense: finite differences of a sparse tensor do not exist."""
-    indices = make_tokens(device)
-    backward = ops.embedding_sparse_backward
-    assert gradcheck(
-        lambda g: backward(g, indices, ROWS, padding_idx, scale).to_dense(masked_grad=False),
-        (make_grad(device, dtype),),
-    )
-
-
-def test_sparse_backward_has_no_forward_mode(device: str) -> None:
-    """torch keeps no tangent of a sparse tensor; torch's own op raises the same type."""
-    indices = make_tokens(device)
-    grad = make_grad(device, torch.float64)
-    aten = torch.ops.aten.embedding_sparse_backward
-    with forward_ad.dual_level():
-        dual = forward_ad.make_dual(grad, torch.ones_like(grad))
-        with pytest.raises(NotImplementedError, match="forward AD"):
-            aten(dual, indices, ROWS, -1, False)
-        with pytest.raises(NotImplementedError, match="embedding_sparse_backward"):
-            ops.embedding_sparse_backward(dual, indices, ROWS)
-
-
-@every_lookup
-@every_dtype
-def test_sparse_gradient_of_the_lookup(device: str, lookup: str, dtype: torch.dtype) -> None:
-    indices = make_tokens(device)
-    weight = make_weight(device, dtype)
-    assert gradcheck(lambda w: LOOKUPS[lookup](Densify.apply(w), indices, sparse=True), (weight,))
 
 
 @every_lookup
@@ -244,20 +204,6 @@ def test_third_order(device: str, lookup: str, padding_idx: int) -> None:
     if padding_idx >= 0:
         counts[padding_idx] = 0
     assert_close(ours, 24 * counts * make_weight(device).detach())
-
-
-@pytest.mark.parametrize("padding_idx", [-1, 2])
-def test_sparse_double_backward(device: str, padding_idx: int) -> None:
-    """A gradient of the sparse gradient, itself sparse or dense, is a lookup without padding."""
-    indices = make_tokens(device)
-    upstream = make_table(ROWS, WIDTH, torch.float64, device, seed=5)
-    expected = reference.embedding(upstream, indices)
-    expected[indices == padding_idx] = 0
-    for grad in (upstream, upstream.to_sparse(1)):
-        grad_output = make_grad(device, torch.float64)
-        out = ops.embedding_sparse_backward(grad_output, indices, ROWS, padding_idx)
-        (actual,) = torch.autograd.grad(out, grad_output, grad)
-        assert_close(actual, expected)
 
 
 @every_lookup

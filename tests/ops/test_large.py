@@ -195,3 +195,6 @@ def test_more_rows_than_32_bits_count() -> None:
     assert actual[[5, 2**32 + 5, 2**32 + 4, 0]].flatten().tolist() == [2, 5, 0, 0]
     sparse = ops.embedding_sparse_backward(grad, indices, num_weights, -1, True)
     assert sparse._values().flatten().tolist() == [0.5, 2, 2]
+    sparse = ops.embedding_sparse_backward(grad, indices, num_weights, -1, False, True)
+    assert sparse.indices().tolist() == [[5, 2**32 + 5]]
+    assert sparse.values().flatten().tolist() == [2, 5]

@@ -74,16 +74,18 @@ def tests_of_recorded_sparse_outputs() -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("coalesced", [False, True])
 @pytest.mark.parametrize("scale", [False, True])
 def test_sparse_backward(
     device: str,
     scale: bool,
+    coalesced: bool,
     shape: tuple[int, ...],
     tests_of_recorded_sparse_outputs: tuple[str, ...],
 ) -> None:
     indices = make_indices(shape, 9, device=device)
     grad = make_table(indices.numel(), 4, device=device).view(*shape, 4)
-    op, options = ops.embedding_sparse_backward, (9, -1, scale)
+    op, options = ops.embedding_sparse_backward, (9, -1, scale, coalesced)
     check(op, grad, indices, *options)
     check(op, grad.requires_grad_(), indices, *options, tests=tests_of_recorded_sparse_outputs)
 

@@ -51,6 +51,9 @@ COMPUTATIONS: dict[str, Callable[[torch.dtype], Tensor]] = {
     "sparse backward": lambda dtype: ops.embedding_sparse_backward(
         make_table(TOKENS, WIDTH, dtype), tokens(), ROWS, 7, True
     )._values(),
+    "coalesced backward": lambda dtype: ops.embedding_sparse_backward(
+        make_table(TOKENS, WIDTH, dtype), tokens(), ROWS, 5, False, True
+    )._values(),
     "renorm": lambda dtype: renormed(make_table(ROWS, WIDTH, dtype), tokens()),
 }
 
