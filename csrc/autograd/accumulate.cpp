@@ -4,9 +4,14 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/anomaly_mode.h>
+#include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/graph_task.h>
+
+#include <algorithm>
+#include <functional>
+#include <vector>
 
 namespace embed_ext {
 namespace {
@@ -64,21 +69,92 @@ bool on_stream_of(const AccumulateGrad& accumulator, c10::Device device) {
                                  c10::impl::VirtualGuardImpl(device.type()).getStream(device));
 }
 
+// Transforms and modes, which want to see every operator.
+c10::DispatchKeySet watchers() {
+  using c10::DispatchKey;
+  return c10::DispatchKeySet({DispatchKey::Python, DispatchKey::PythonTLSSnapshot,
+                              DispatchKey::Fake, DispatchKey::FuncTorchDynamicLayerFrontMode,
+                              DispatchKey::FuncTorchDynamicLayerBackMode,
+                              DispatchKey::Functionalize, DispatchKey::Tracer});
+}
+
+bool any_watches() {
+  return !(c10::impl::tls_local_dispatch_key_set().included_ & watchers()).empty();
+}
+
+bool is_plain(const at::Tensor& tensor) {
+  return tensor.defined() && !tensor.is_meta() && (tensor.key_set() & watchers()).empty();
+}
+
+// The rows [1, U] of a coalesced gradient, known by their memory without keeping it.
+struct Rows {
+  explicit Rows(const at::Tensor& rows)
+      : memory(rows.storage().getWeakStorageImpl()), count(rows.size(1)) {}
+
+  // Whether `other` [1, nnz] are these, or, as in a sum of several gradients, others that ascend.
+  // On a GPU a look at them would have to wait for it.
+  bool stand_for(const at::Tensor& other) const {
+    if (other.storage().unsafeGetStorageImpl() == memory._unsafe_get_target()) {
+      return other.size(1) == count;
+    }
+    if (!other.is_cpu()) {
+      return false;
+    }
+    const auto* first = other.const_data_ptr<int64_t>();
+    const auto* last = first + other.size(1);
+    return std::adjacent_find(first, last, std::greater_equal<>()) == last;
+  }
+
+  c10::weak_intrusive_ptr<c10::StorageImpl> memory;
+  int64_t count;
+};
+
+void mark_coalesced(const at::Tensor& variable, const Rows& rows) {
+  if (!still_accumulates(variable)) {
+    return;
+  }
+  const auto accumulator = torch::autograd::impl::grad_accumulator(variable);
+  const std::lock_guard<std::mutex> lock(MutexOf::of(*accumulator));
+  const at::Tensor& grad = variable.grad();
+  if (is_plain(grad) && grad.layout() == at::kSparse && !grad.requires_grad() &&
+      grad.unsafeGetTensorImpl()->allow_tensor_metadata_change() && !grad.is_coalesced() &&
+      grad.sparse_dim() == 1 && grad._indices().is_contiguous() &&
+      rows.stand_for(grad._indices())) {
+    grad._coalesced_(true);
+  }
+}
+
 }  // namespace
+
+void stay_coalesced(const at::Tensor& grad) {
+  const auto* nodes = torch::autograd::get_current_graph_task_nodes_in_graph();
+  if (nodes == nullptr || grad.layout() != at::kSparse || !is_plain(grad) || any_watches()) {
+    return;
+  }
+  std::vector<at::Tensor> variables;
+  for (Node* node : *nodes) {
+    const auto* accumulator = dynamic_cast<AccumulateGrad*>(node);
+    if (accumulator != nullptr && is_plain(accumulator->variable) &&
+        !accumulator->variable.is_nested() && accumulator->variable.sizes() == grad.sizes()) {
+      variables.push_back(accumulator->variable);
+    }
+  }
+  const auto mark = [variables = std::move(variables), rows = Rows(grad._indices())] {
+    for (const auto& variable : variables) {
+      mark_coalesced(variable, rows);
+    }
+  };
+  torch::autograd::Engine::get_default_engine().queue_callback(mark);
+}
 
 bool is_plain_call(const at::Tensor& tensor) {
   using c10::DispatchKey;
   const c10::DispatchKeySet plain(
       {DispatchKey::CPU, DispatchKey::CUDA, DispatchKey::ADInplaceOrView, DispatchKey::AutogradCPU,
        DispatchKey::AutogradCUDA, DispatchKey::AutocastCPU, DispatchKey::AutocastCUDA});
-  const c10::DispatchKeySet watchers(
-      {DispatchKey::Python, DispatchKey::PythonTLSSnapshot, DispatchKey::Fake,
-       DispatchKey::FuncTorchDynamicLayerFrontMode, DispatchKey::FuncTorchDynamicLayerBackMode,
-       DispatchKey::Functionalize, DispatchKey::Tracer});
   return tensor.defined() && !at::GradMode::is_enabled() && !c10::InferenceMode::is_enabled() &&
          !tensor.is_inference() && tensor.layout() == at::kStrided &&
-         plain.isSupersetOf(tensor.key_set()) &&
-         (c10::impl::tls_local_dispatch_key_set().included_ & watchers).empty() &&
+         plain.isSupersetOf(tensor.key_set()) && !any_watches() &&
          !torch::autograd::isFwGradDefined(tensor);
 }
 

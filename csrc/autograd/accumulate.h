@@ -1,4 +1,4 @@
-// Where a lookup's gradient goes next, if that can be known before it is computed.
+// Where a lookup's gradient goes next.
 #pragma once
 
 #include <torch/csrc/autograd/function.h>
@@ -6,6 +6,10 @@
 #include <mutex>
 
 namespace embed_ext {
+
+// If a backward is running, the .grad that becomes of `grad` [V, D], which is coalesced, will say
+// that it is: AccumulateGrad puts the parts of a sparse gradient into a new tensor that does not.
+void stay_coalesced(const at::Tensor& grad);
 
 // Whether `tensor` is nothing but a dense CPU or CUDA tensor in this call: no subclass, no
 // transform, no tangent, no mode that would want to see an operator run on it, and no gradient of a

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include "accumulate.h"
 #include "node.h"
 
 namespace embed_ext {
@@ -67,8 +68,12 @@ at::Tensor embedding_sparse_backward(c10::DispatchKeySet keys, const at::Tensor&
                                      const at::Tensor& indices, c10::SymInt num_weights,
                                      c10::SymInt padding_idx, bool scale_grad_by_freq,
                                      bool coalesced) {
-  return record(sparse_backward_op(), /*sparse=*/true, keys, grad_output, indices, num_weights,
-                padding_idx, scale_grad_by_freq, coalesced);
+  auto grad = record(sparse_backward_op(), /*sparse=*/true, keys, grad_output, indices, num_weights,
+                     padding_idx, scale_grad_by_freq, coalesced);
+  if (coalesced) {
+    stay_coalesced(grad);
+  }
+  return grad;
 }
 
 }  // namespace

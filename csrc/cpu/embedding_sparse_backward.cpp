@@ -47,12 +47,13 @@ Entries sum_entries(const DenseGradient& task) {
     return {rows, at::view_as_complex(values.view({values.size(0), width, 2}))};
   }
   at::Tensor rows;
-  const auto values = sum_gradient(kOp, task, Sums::kPacked, task.grad_output.scalar_type(), [&](std::vector<int64_t>& used) {
-    const auto count = static_cast<int64_t>(used.size());
-    rows = at::empty({1, count}, task.indices.options().dtype(at::kLong));
-    std::copy(used.begin(), used.end(), rows.mutable_data_ptr<int64_t>());
-    return at::empty({count, task.grad_output.size(-1)}, task.grad_output.options());
-  });
+  const auto values = sum_gradient(
+      kOp, task, Sums::kPacked, task.grad_output.scalar_type(), [&](std::vector<int64_t>& used) {
+        const auto count = static_cast<int64_t>(used.size());
+        rows = at::empty({1, count}, task.indices.options().dtype(at::kLong));
+        std::copy(used.begin(), used.end(), rows.mutable_data_ptr<int64_t>());
+        return at::empty({count, task.grad_output.size(-1)}, task.grad_output.options());
+      });
   return {rows, values};
 }
 

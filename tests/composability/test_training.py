@@ -56,10 +56,12 @@ def test_dense_steps(make_optimizer: Optimizer, options: dict[str, Any]) -> None
     assert not torch.equal(actual, start)
 
 
+@pytest.mark.parametrize("coalesced", [False, True])
 @pytest.mark.parametrize("options", [name for name in TABLES if name != DENSE_ONLY])
 @pytest.mark.parametrize("make_optimizer", SPARSE.values(), ids=SPARSE)
-def test_sparse_steps(make_optimizer: Optimizer, options: str) -> None:
+def test_sparse_steps(make_optimizer: Optimizer, options: str, coalesced: bool) -> None:
     theirs, ours = make_pair(NUM_ROWS, WIDTH, sparse=True, **TABLES[options])
+    ours.coalesced = coalesced
     start = ours.weight.detach().clone()
     expected, actual = trained(theirs, make_optimizer), trained(ours, make_optimizer)
     assert_close(actual, expected)
