@@ -77,10 +77,10 @@ def _select(results: Results, threads: int, mode: str, provider: str) -> list[Me
 
 def _range(measurements: Sequence[Measurement]) -> str:
     ratios = [m.ratio for m in measurements if m.ratio is not None]
-    if not ratios:
+    mean = geometric_mean(ratios)
+    if mean is None:
         return "-"
-    mean, least, most = map(_two_digits, (geometric_mean(ratios), min(ratios), max(ratios)))
-    return f"{mean} ({least} to {most})"
+    return f"{_two_digits(mean)} ({_two_digits(min(ratios))} to {_two_digits(max(ratios))})"
 
 
 def _two_digits(value: float) -> str:

@@ -60,7 +60,7 @@ class Embedding(nn.Embedding):
     weight's dtype, which whoever made it also clears. bfloat16 and float16 gradients are summed in
     float32 and meet it unrounded. ``weight.grad`` stays as it is, hooks on weight see no gradient,
     and ``weight.grad_added_to_main_grad`` is set to True if weight has that attribute. The gradient
-    cannot be differentiated again; torch.compile does not look inside, and TorchScript refuses it.
+    cannot be differentiated again, and TorchScript refuses the option.
 
     With `sparse` a gradient has one entry an index, and an optimizer has to sort and sum these
     before it can use them (``coalesce()``). With `coalesced` too that is done already, and

@@ -125,17 +125,27 @@ def test_create_graph_records_nothing_in_main_grad() -> None:
     assert_close(parameter(module).main_grad[1], 4 * module.weight[1].detach())
 
 
-def test_compiled_around_a_graph_break() -> None:
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_compiled(fullgraph: bool) -> None:
     module = table(torch.float32)
+    parameter(module).grad_added_to_main_grad = False
     model = nn.Sequential(module, nn.Linear(WIDTH, 2))
-    compiled = torch.compile(model, backend="eager")
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=fullgraph)
     indices, _ = batch(0, torch.float32)
     compiled(indices).sum().backward()
+    assert parameter(module).grad_added_to_main_grad is True
     first = parameter(module).main_grad.clone()
     parameter(module).main_grad.zero_()
     model(indices).sum().backward()
     assert first.any()
     assert_close(first, parameter(module).main_grad)
+    assert module.weight.grad is None
+
+
+def test_torchscript_refuses_it() -> None:
+    scripted = torch.jit.script(table(torch.float32))
+    with pytest.raises(Exception, match="TorchScript does not know it"):
+        scripted(torch.tensor([1]))
 
 
 def test_the_option_is_an_attribute_that_copies_keep() -> None:

@@ -63,7 +63,11 @@ def test_forward_has_the_same_signature() -> None:
 
 
 def test_class_has_the_same_constants_and_annotations() -> None:
-    assert Embedding.__constants__ == [*nn.Embedding.__constants__, "coalesced"]
+    assert Embedding.__constants__ == [
+        *nn.Embedding.__constants__,
+        "add_to_main_grad",
+        "coalesced",
+    ]
     hints = typing.get_type_hints(nn.Embedding)
     assert {name: typing.get_type_hints(Embedding).get(name) for name in hints} == hints
 

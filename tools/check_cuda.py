@@ -31,6 +31,8 @@ from torch.utils import cpp_extension
 ROOT = Path(__file__).resolve().parents[1]
 ARCHS = ("80", "90", "100")
 PARALLEL_COMPILES = 2
+# Read once: run_path() is not for several threads.
+NVCC_FLAGS: list[str] = runpy.run_path(str(ROOT / "setup.py"))["NVCC_FLAGS"]
 LAUNCH_CHECK = "C10_CUDA_KERNEL_LAUNCH_CHECK()"
 LINES_TO_LAUNCH_CHECK = 12
 
@@ -60,8 +62,7 @@ def nvcc_command(nvcc: Path, path: Path, archs: list[str], output: str) -> list[
     """The command setup.py would run, made to work with a CPU torch's headers too."""
     # Torch's own source knows which standard its headers need.
     standard = "c++20" if "c++20" in inspect.getsource(cpp_extension) else "c++17"
-    flags: list[str] = runpy.run_path(str(ROOT / "setup.py"))["NVCC_FLAGS"]
-    command = [str(nvcc), f"-std={standard}", *cpp_extension.COMMON_NVCC_FLAGS, *flags]
+    command = [str(nvcc), f"-std={standard}", *cpp_extension.COMMON_NVCC_FLAGS, *NVCC_FLAGS]
     command += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
     for folder in cpp_extension.include_paths():
         command += ["-isystem", folder]

@@ -64,6 +64,7 @@ GATHER_16 = r"gather_(short|long)_rows uint4\b"
 SCATTER_16 = "scatter_add(?! double)" + LOADS_16
 SCATTER_FLOATS = r"scatter_add \w+ floatx"
 SEGMENTS_16 = r"(sum_chunks|write_short_rows|write_long_rows)" + LOADS_16
+FEW_16 = "sum_few" + LOADS_16
 LOAD_16 = r"LDG\.E\.128\.CONSTANT"
 STORE_16 = r"STG\.E\.128"
 
@@ -73,7 +74,9 @@ EXPECTATIONS = (
     # that the compiler makes of an atomic that the hardware lacks.
     Expectation(OURS, r"ATOMG?\.", most=1),
     Expectation(OURS, r"ATOMG?\.(?!E\.CAS\.)", most=0),
-    Expectation(r"(sum_chunks|write_|find_offsets|renorm_rows)", r"ATOM|REDG?\.", most=0),
+    Expectation(
+        r"(sum_chunks|write_|find_offsets|clear_vectors|renorm_rows)", r"ATOM|REDG?\.", most=0
+    ),
     # Forward: four loads, then four stores.
     Expectation(GATHER_16, LOAD_16, least=4, in_flight=4),
     Expectation(GATHER_16, STORE_16, least=4),
@@ -86,9 +89,13 @@ EXPECTATIONS = (
     Expectation(SCATTER_FLOATS + "2", r"REDG\.E\.ADD\.F32x2\.", least=1, since=90),
     Expectation(SCATTER_FLOATS + "[48]", r"RED\.E\.ADD\.F32\.", least=4, before=90),
     Expectation(r"scatter_add \w+ doublex2", r"REDG?\.E\.ADD\.F64\.", least=2),
-    # Backward by segments.
+    # Backward in order: by segments, and of few tokens, where the fourth is held back too.
     Expectation(SEGMENTS_16, LOAD_16, least=4, in_flight=4),
     Expectation(SEGMENTS_16, STORE_16, least=1),
+    Expectation(FEW_16, LOAD_16, least=4, in_flight=3),
+    Expectation(FEW_16, STORE_16, least=1),
+    # A kept gradient's rows.
+    Expectation(r"clear_vectors uint4\b", STORE_16, least=1, most=1),
 )
 
 

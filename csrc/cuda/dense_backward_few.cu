@@ -43,6 +43,7 @@ struct FewTask {
 template <class Index>
 __device__ void read_rows(int64_t* row, const Index* indices, int num_indices, int64_t padding_idx,
                           const IndexErrors& errors) {
+#pragma unroll 1  // report() is long
   for (int i = threadIdx.x; i < num_indices; i += kBlockThreads) {
     const auto index = static_cast<int64_t>(__ldg(indices + i));
     const bool good = errors.is_good(index);
@@ -90,19 +91,26 @@ __global__ void __launch_bounds__(kBlockThreads)
     unsigned found = tokens_of(row, rows, first, task.num_indices);
     count += __popc(found);
     while (found != 0) {
+      const In* source[kRowsInFlight];
+      const int left = __popc(found);
+#pragma unroll
+      for (int u = 0; u < kRowsInFlight; ++u) {
+        // Past the end, the last token once more: the loads need no branch, only the additions do.
+        const int64_t next = first + __ffs(found) - 1;
+        source[u] = task.grad + next * task.grad_stride + (has_column ? column : 0);
+        found = u + 1 < left ? found & (found - 1) : found;
+      }
+      found = left > kRowsInFlight ? found : 0;
       Packed<In, kCount> value[kRowsInFlight];
 #pragma unroll
       for (int u = 0; u < kRowsInFlight; ++u) {
-        value[u] = Packed<In, kCount>{};
-        if (found != 0 && has_column) {
-          const int64_t next = first + __ffs(found) - 1;
-          value[u] = load<In, kCount>(task.grad + next * task.grad_stride + column);
-        }
-        found &= found - 1;
+        value[u] = load<In, kCount>(source[u]);
       }
 #pragma unroll
       for (int u = 0; u < kRowsInFlight; ++u) {
-        add(sum, value[u]);
+        if (u < left) {
+          add(sum, value[u]);
+        }
       }
     }
   }
