@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from embed_ext.functional import LOOKUPS
+
 __all__ = ["lookup_adding_to_main_grad"]
 
 
@@ -53,5 +55,10 @@ def lookup_adding_to_main_grad(
     weight: Tensor, indices: Tensor, padding_idx: int, scale_grad_by_freq: bool
 ) -> Tensor:
     """Look up weight [V, D] at indices [...]; backward() adds the gradient to weight.main_grad."""
+    if type(weight) in LOOKUPS:
+        raise NotImplementedError(
+            f"add_to_main_grad: not for a weight of type {type(weight).__name__}; "
+            "use add_to_main_grad=False for a sharded table"
+        )
     apply = _LookupAddingToMainGrad.apply
     return apply(weight, indices, padding_idx, scale_grad_by_freq)  # type: ignore[no-any-return, no-untyped-call]

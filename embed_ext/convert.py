@@ -128,10 +128,10 @@ def revert(model: nn.Module, *, where: Where = None) -> ConversionReport:
     """Undo :func:`convert`: make every :class:`embed_ext.Embedding` a plain ``nn.Embedding``.
 
     In place, like :func:`convert`, and for modules that were created as embed_ext.Embedding too:
-    the two differ in nothing but their class, and in `keep_grad_buffer` and `coalesced`, which are
-    forgotten. Afterwards nothing of the model needs embed_ext, as
-    when it is to be pickled, or handed to a tool that tests for the exact class. Left, with a
-    reason: subclasses of embed_ext.Embedding.
+    the two differ in nothing but their class, and in `keep_grad_buffer`, `add_to_main_grad` and
+    `coalesced`, which are forgotten. Afterwards nothing of the model needs embed_ext, as when it is
+    to be pickled, or handed to a tool that tests for the exact class. Left, with a reason:
+    subclasses of embed_ext.Embedding.
 
     Args:
         model: any module.
@@ -181,8 +181,8 @@ def _swap(
             module.__class__ = target
             if target is nn.Embedding:
                 # Memory that nobody would use again, and an option that nobody would read.
-                vars(module).pop("_kept_gradient", None)
-                vars(module).pop("coalesced", None)
+                for option in ("_kept_gradient", "add_to_main_grad", "coalesced"):
+                    vars(module).pop(option, None)
             vars(module).pop("forward", None)  # see _is_patched: the method of the class before
             # torch 2.11: Dynamo checks a class again only where the dict below it was written to.
             vars(module)["_swapped"] = True

@@ -148,6 +148,17 @@ def test_torchscript_refuses_it() -> None:
         scripted(torch.tensor([1]))
 
 
+def test_reverting_forgets_it() -> None:
+    model = nn.Sequential(table(torch.float32))
+    embed_ext.revert(model)
+    indices, grad = batch(0, torch.float32)
+    model(indices).backward(grad)
+    assert not parameter(model[0]).main_grad.any()
+    embed_ext.convert(model)
+    converted: Any = model[0]
+    assert converted.add_to_main_grad is False
+
+
 def test_the_option_is_an_attribute_that_copies_keep() -> None:
     module = embed_ext.Embedding(ROWS, WIDTH, add_to_main_grad=True)
     assert repr(module) == f"Embedding({ROWS}, {WIDTH}, add_to_main_grad=True)"

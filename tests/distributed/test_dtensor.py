@@ -200,6 +200,10 @@ def check_refusals() -> None:
     out = torch.ops.embed_ext.embedding(weight, indices, -1, False, True)
     with pytest.raises(RuntimeError, match=one_sentence):
         whole(out).sum().backward()
+    module = embed_ext.Embedding(10, 4, add_to_main_grad=True)
+    module.weight = nn.Parameter(weight.detach())
+    with pytest.raises(NotImplementedError, match="^add_to_main_grad: .*DTensor.* sharded table$"):
+        module(indices)
     for lookup in LOOKUPS:
         with pytest.raises(
             RuntimeError, match="weight is a DTensor, but indices is a plain tensor"
