@@ -58,6 +58,26 @@ std::string coordinates(int64_t position, at::IntArrayRef sizes) {
 
 }  // namespace
 
+bool share_memory(const at::Tensor& a, const at::Tensor& b) {
+  const auto known = [](const at::Tensor& tensor) {  // a compiler's stand-ins have no memory yet
+    return !tensor.is_meta() && !tensor.unsafeGetTensorImpl()->has_symbolic_sizes_strides();
+  };
+  if (!known(a) || !known(b) || a.numel() == 0 || b.numel() == 0) {
+    return false;
+  }
+  const auto begin = [](const at::Tensor& tensor) {
+    return reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+  };
+  const auto end = [&](const at::Tensor& tensor) {
+    int64_t last = 0;
+    for (int64_t dim = 0; dim < tensor.dim(); ++dim) {
+      last += (tensor.size(dim) - 1) * tensor.stride(dim);
+    }
+    return begin(tensor) + (last + 1) * tensor.element_size();
+  };
+  return begin(a) < end(b) && begin(b) < end(a);
+}
+
 bool is_index_type(at::ScalarType type) {
   switch (type) {
     case at::kLong:
@@ -123,14 +143,15 @@ void check_grad_add(const char* op, const at::Tensor& grad_weight, const at::Ten
               ": expected grad_weight to hold a row's elements side by side, but its strides are ",
               grad_weight.sym_strides());
   check_own_memory(op, "grad_weight", grad_weight);
-  if (grad_weight.unsafeGetTensorImpl()->has_symbolic_sizes_strides() ||
-      grad_output.unsafeGetTensorImpl()->has_symbolic_sizes_strides()) {
-    return;  // a compiler's stand-ins have no memory yet
+  TORCH_SYM_CHECK(grad_weight.sym_size(0).sym_le(1).sym_or(
+                      grad_weight.sym_stride(0).sym_ge(grad_weight.sym_size(1))),
+                  op, ": expected grad_weight whose rows do not overlap, but its strides are ",
+                  grad_weight.sym_strides());
+  for (const auto* other : {&grad_output, &indices}) {
+    TORCH_CHECK(
+        !share_memory(grad_weight, *other), op, ": expected grad_weight to share no memory with ",
+        other == &indices ? "indices" : "grad_output", " ", other->sym_sizes(), ", but it does");
   }
-  const auto overlap = at::get_overlap_status(grad_weight, grad_output);
-  TORCH_CHECK(overlap != at::MemOverlapStatus::Full && overlap != at::MemOverlapStatus::Partial, op,
-              ": expected grad_weight and grad_output to share no memory, but grad_output ",
-              grad_output.sym_sizes(), " lies in that of grad_weight ", grad_weight.sym_sizes());
 }
 
 void check_renorm(const char* op, const at::Tensor& weight, const at::Tensor& indices,

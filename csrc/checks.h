@@ -19,9 +19,12 @@ void check_lookup(const char* op, const at::Tensor& weight, const at::Tensor& in
 void check_grad(const char* op, const at::Tensor& grad_output, const at::Tensor& indices,
                 const c10::SymInt& num_weights);
 
+// Whether what lies from the first to the last element of each overlaps.
+bool share_memory(const at::Tensor& a, const at::Tensor& b);
+
 // As check_grad, and: grad_weight [V, D] is on the same device, of grad_output's dtype or, for
-// bfloat16 and float16, float32; its rows have unit inner stride, no two of its elements share a
-// memory location, nor does it share any with grad_output.
+// bfloat16 and float16, float32; its rows have unit inner stride and do not overlap, and it shares
+// no memory with grad_output and indices.
 void check_grad_add(const char* op, const at::Tensor& grad_weight, const at::Tensor& grad_output,
                     const at::Tensor& indices);
 

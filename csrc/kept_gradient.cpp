@@ -117,7 +117,7 @@ at::Tensor KeptGradient::tensor_of_memory(int64_t num_rows, int64_t width,
 }
 
 void KeptGradient::clear(const at::Tensor& grad) const {
-  if (version_.current_version() != expected_version_) {
+  if (!rows_are_known_ || version_.current_version() != expected_version_) {
     return clear_whole(grad);
   }
   clear_rows_on_cpu(grad, rows_.on_host);
@@ -140,7 +140,7 @@ at::Tensor KeptGradient::zeros(int64_t num_rows, int64_t width, UsedRows&& used_
     clear(grad);
     const int64_t row = verify_kept_gradients() ? first_nonzero_row(grad) : -1;
     if (row >= 0) {
-      ++expected_version_;  // reported once: all of it is cleared next time
+      rows_are_known_ = false;  // reported once: all of it is cleared next time
       TORCH_CHECK(false, "keep_grad_buffer: row ", row,
                   " of the kept gradient was written by something that neither changed its version "
                   "nor still holds it, such as .data or a collective; use keep_grad_buffer=False, "
@@ -155,22 +155,35 @@ at::Tensor KeptGradient::zeros(int64_t num_rows, int64_t width, UsedRows&& used_
   version_ = torch::autograd::impl::version_counter(grad);
   expected_version_ = version_.current_version();
   stream_ = current_stream(options.device());
-  rows_ = std::move(used_rows);
+  rows_ = {};
+  rows_are_known_ = true;
   row_bytes_ = row_bytes;
+  remember(std::move(used_rows), num_rows);
   return grad;
 }
 
 void KeptGradient::bump_version(const at::Tensor& grad, UsedRows&& rows) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  const bool handed_out = storage_ && grad.storage().is_alias_of(storage_) &&
-                          grad.is_contiguous() && grad.const_data_ptr() == storage_.data() &&
-                          grad.size(1) * static_cast<int64_t>(grad.element_size()) == row_bytes_ &&
-                          version_.current_version() == expected_version_;
+  const bool ours = storage_ && grad.storage().is_alias_of(storage_);
+  const bool handed_out =
+      ours && grad.is_contiguous() && grad.const_data_ptr() == storage_.data() &&
+      grad.size(1) * static_cast<int64_t>(grad.element_size()) == row_bytes_ &&
+      stream_ == current_stream(grad.device()) && version_.current_version() == expected_version_;
   torch::autograd::impl::bump_version(grad);
-  // Beyond as many rows as the table has, clearing all of it is cheaper.
-  if (handed_out && rows_.count() + rows.count() <= grad.size(0)) {
-    rows_.append(std::move(rows));
+  if (handed_out) {
+    remember(std::move(rows), grad.size(0));
     expected_version_ = version_.current_version();
+  } else if (ours) {  // `grad` may have a version of its own, as .data has
+    rows_are_known_ = false;
+  }
+}
+
+void KeptGradient::remember(UsedRows&& rows, int64_t num_rows) {
+  rows_are_known_ = rows_are_known_ && rows_.count() + rows.count() <= num_rows;
+  if (rows_are_known_) {
+    rows_.append(std::move(rows));
+  } else {  // clearing all of it is cheaper
+    rows_ = {};
   }
 }
 

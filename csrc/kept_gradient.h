@@ -49,12 +49,14 @@ class KeptGradient {
   at::Tensor tensor_of_memory(int64_t num_rows, int64_t width,
                               const at::TensorOptions& options) const;
   void clear(const at::Tensor& grad) const;
+  void remember(UsedRows&& rows, int64_t num_rows);
 
   mutable std::mutex mutex_;
   c10::Storage storage_;
   c10::VariableVersion version_;  // shared with the gradient handed out, without owning it
   uint32_t expected_version_ = 0;
   std::optional<c10::Stream> stream_;  // on CUDA
+  bool rows_are_known_ = false;        // if not, all of the memory is cleared
   UsedRows rows_;
   int64_t row_bytes_ = 0;
 };

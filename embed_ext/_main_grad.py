@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from embed_ext.functional import LOOKUPS
 
-__all__ = ["lookup_adding_to_main_grad"]
+__all__ = ["check_weight", "lookup_adding_to_main_grad"]
 
 
 class _LookupAddingToMainGrad(torch.autograd.Function):
@@ -34,31 +34,43 @@ class _LookupAddingToMainGrad(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable  # type: ignore[no-untyped-call, untyped-decorator, unused-ignore]
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[None, None, None, None]:
-        """grad_output [..., D]; what autograd gets for weight is None."""
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, None, None, None]:
+        """grad_output [..., D]; what autograd gets for weight is not its gradient."""
         (indices,) = ctx.saved_tensors
-        main_grad = getattr(ctx.weight, "main_grad", None)
-        if not isinstance(main_grad, Tensor):
+        weight = ctx.weight
+        main_grad = getattr(weight, "main_grad", None)
+        if not isinstance(main_grad, Tensor) or main_grad.shape != weight.shape:
+            found = main_grad.shape if isinstance(main_grad, Tensor) else main_grad
             raise RuntimeError(
                 "add_to_main_grad: weight.main_grad must be a tensor of weight's shape, "
-                f"float32 or of weight's dtype, but it is {main_grad!r}"
+                f"{tuple(weight.shape)}, but it is {found!r}"
             )
         torch.ops.embed_ext.embedding_grad_add_(
             main_grad, grad_output, indices, ctx.padding_idx, ctx.scale_grad_by_freq
         )
-        if hasattr(ctx.weight, "grad_added_to_main_grad"):
-            ctx.weight.grad_added_to_main_grad = True
-        return None, None, None, None
+        stand_in = None
+        if hasattr(weight, "grad_added_to_main_grad"):
+            # What Megatron's hooks ask for: a .grad that they drop without a look at its values.
+            weight.grad_added_to_main_grad = True
+            make = (
+                torch.zeros_like if getattr(weight, "zero_out_wgrad", False) else torch.empty_like
+            )
+            stand_in = make(weight)
+        return stand_in, None, None, None
+
+
+def check_weight(weight: Tensor) -> None:
+    """Raise NotImplementedError for a weight whose gradient cannot go to ``main_grad``."""
+    if type(weight) in LOOKUPS:
+        raise NotImplementedError(
+            f"add_to_main_grad: not for a weight of type {type(weight).__name__}; "
+            "use add_to_main_grad=False for a sharded table"
+        )
 
 
 def lookup_adding_to_main_grad(
     weight: Tensor, indices: Tensor, padding_idx: int, scale_grad_by_freq: bool
 ) -> Tensor:
     """Look up weight [V, D] at indices [...]; backward() adds the gradient to weight.main_grad."""
-    if type(weight) in LOOKUPS:
-        raise NotImplementedError(
-            f"add_to_main_grad: not for a weight of type {type(weight).__name__}; "
-            "use add_to_main_grad=False for a sharded table"
-        )
     apply = _LookupAddingToMainGrad.apply
     return apply(weight, indices, padding_idx, scale_grad_by_freq)  # type: ignore[no-any-return, no-untyped-call]

@@ -28,9 +28,16 @@ def _backward(cls: type, op: Call, types: Sequence[type], args: Any, kwargs: Any
     return op(grad_output._values, indices._values, *options, **kwargs)
 
 
+def _grad_add(cls: type, op: Call, types: Sequence[type], args: Any, kwargs: Any) -> None:
+    # grad_weight [V, D], grad_output (B, j, D), indices (B, j)
+    grad_weight, grad_output, indices, *options = args
+    op(grad_weight, grad_output._values, indices._values, *options, **kwargs)
+
+
 def register() -> None:
     """Register the rules, once."""
     register_one = torch.library.register_torch_dispatch
     register_one("embed_ext::embedding", NestedTensor, _embedding)
     register_one("embed_ext::embedding_dense_backward", NestedTensor, _backward)
     register_one("embed_ext::embedding_sparse_backward", NestedTensor, _backward)
+    register_one("embed_ext::embedding_grad_add_", NestedTensor, _grad_add)

@@ -83,7 +83,7 @@ def embedding(
     if max_norm is not None:
         # Everything is checked before the table is written to.
         _check_tensors(weight, input)
-        padding_idx = _resolve_padding_idx(padding_idx, weight)
+        padding_idx = resolve_padding_idx(padding_idx, weight)
         padding_idx = None if padding_idx < 0 else padding_idx
         # detach() rather than no_grad(), which a trace would not record.
         torch.ops.embed_ext.embedding_renorm_(weight.detach(), input, max_norm, norm_type)
@@ -99,8 +99,8 @@ def _check_tensors(weight: object, indices: object) -> None:
             raise TypeError(f"embedding(): argument '{name}' must be Tensor, not {kind}")
 
 
-def _resolve_padding_idx(padding_idx: int | None, weight: Tensor) -> int:
-    # As _C.embedding does: None is -1 to the op, and negative rows count from the end.
+def resolve_padding_idx(padding_idx: int | None, weight: Tensor) -> int:
+    """Return the padding row as the ops take it: counted from the start, and -1 for None."""
     if padding_idx is None:
         return -1
     padding_idx = index(padding_idx)
@@ -123,7 +123,7 @@ def _lookup(
 ) -> Tensor:
     op: Callable[..., Tensor] = torch.ops.embed_ext.embedding
     lookup = LOOKUPS.get(type(weight), op)
-    padding_idx = _resolve_padding_idx(padding_idx, weight)
+    padding_idx = resolve_padding_idx(padding_idx, weight)
     return lookup(weight, indices, padding_idx, scale_grad_by_freq, sparse, coalesced)
 
 

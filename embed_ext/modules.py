@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from embed_ext import _C, functional
-from embed_ext._main_grad import lookup_adding_to_main_grad
+from embed_ext._main_grad import check_weight, lookup_adding_to_main_grad
 
 __all__ = ["Embedding"]
 
@@ -56,11 +56,14 @@ class Embedding(nn.Embedding):
     must have been waited for, because ``record_stream`` is not heard here.
 
     With `add_to_main_grad`, as training in the manner of Megatron keeps gradients, ``backward()``
-    adds the rows in use to ``weight.main_grad``, a tensor of weight's shape that is float32 or of
-    weight's dtype, which whoever made it also clears. bfloat16 and float16 gradients are summed in
-    float32 and meet it unrounded. ``weight.grad`` stays as it is, hooks on weight see no gradient,
-    and ``weight.grad_added_to_main_grad`` is set to True if weight has that attribute. The gradient
-    cannot be differentiated again, and TorchScript refuses the option.
+    adds the rows in use to ``weight.main_grad``, a tensor of weight's shape and dtype or, for a
+    bfloat16 or float16 weight, of float32, which then meets sums that were never rounded. Whoever
+    made it also clears it, and reduces it among processes: DDP reduces ``.grad`` alone. For
+    autograd weight has no gradient: ``weight.grad`` stays as it is, and hooks are called with None.
+    If weight has an attribute ``grad_added_to_main_grad``, Megatron's protocol is kept: it is set
+    to True, and a ``.grad`` whose values mean nothing is left for the hooks that want one. The
+    gradient cannot be differentiated again; TorchScript, torch.func and sharded tables (DTensor)
+    are refused.
 
     With `sparse` a gradient has one entry an index, and an optimizer has to sort and sum these
     before it can use them (``coalesce()``). With `coalesced` too that is done already, and
@@ -178,11 +181,12 @@ class Embedding(nn.Embedding):
                 weight = self.weight
             sparse = self.sparse
             if self.add_to_main_grad:
+                check_weight(weight)
+                padding_idx = functional.resolve_padding_idx(self.padding_idx, weight)
                 if self.max_norm is not None:
                     torch.ops.embed_ext.embedding_renorm_(
                         weight.detach(), input, self.max_norm, self.norm_type
                     )
-                padding_idx = -1 if self.padding_idx is None else self.padding_idx
                 return lookup_adding_to_main_grad(
                     weight, input, padding_idx, self.scale_grad_by_freq
                 )

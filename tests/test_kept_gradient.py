@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import embed_ext
 from tests.kept_gradients import (
     DTYPES,
+    ROWS,
     TOKENS,
     WIDTH,
     assert_same_grad,
@@ -145,6 +146,21 @@ def test_accumulation_over_micro_batches(set_to_none: bool) -> None:
             for micro in range(3):
                 backward(module, 10 * step + micro)
         assert_same_grad(kept, plain)
+
+
+@pytest.mark.parametrize("tokens", [40, 3 * ROWS])
+def test_accumulation_into_an_alias_with_a_version_of_its_own(tokens: int) -> None:
+    kept, plain = tables()
+    for step in range(5):
+        for micro_batch in range(3):
+            for module in (kept, plain):
+                backward(module, 10 * step + micro_batch, tokens)
+                grad = module.weight.grad
+                assert grad is not None
+                module.weight.grad = grad.data
+        assert_same_grad(kept, plain)
+        for module in (kept, plain):
+            module.weight.grad = None
 
 
 def test_accumulation_beyond_the_number_of_rows() -> None:

@@ -80,6 +80,11 @@ def test_the_flag_that_says_so_is_set_where_it_is() -> None:
     parameter(module).grad_added_to_main_grad = False
     module(indices).backward(grad)
     assert parameter(module).grad_added_to_main_grad is True
+    assert parameter(module).grad.shape == (ROWS, WIDTH)
+    module.weight.grad = None
+    parameter(module).zero_out_wgrad = True
+    module(indices).backward(grad)
+    assert not parameter(module).grad.any()
 
 
 def test_an_optimizer_may_step_between_forward_and_backward() -> None:
@@ -92,7 +97,7 @@ def test_an_optimizer_may_step_between_forward_and_backward() -> None:
     assert_close(parameter(module).main_grad, torch.zeros(ROWS, WIDTH).index_add_(0, indices, grad))
 
 
-@pytest.mark.parametrize("wrong", [None, "a string"])
+@pytest.mark.parametrize("wrong", [None, "a string", torch.zeros(ROWS + 2, WIDTH)])
 def test_no_main_grad(wrong: object) -> None:
     module = table()
     parameter(module).main_grad = wrong
@@ -102,12 +107,29 @@ def test_no_main_grad(wrong: object) -> None:
     assert module.weight.grad is None
 
 
-def test_a_main_grad_that_does_not_fit() -> None:
-    module = table()
-    parameter(module).main_grad = torch.zeros(ROWS, WIDTH + 1)
-    with pytest.raises(RuntimeError, match="as many columns"):
-        module(torch.tensor([1, 2])).sum().backward()
-    assert not parameter(module).main_grad.any()
+def test_a_padding_row_that_counts_from_the_end() -> None:
+    module = table(torch.float32)
+    module.padding_idx = -1
+    module(torch.tensor([0, ROWS - 1])).sum().backward()
+    assert parameter(module).main_grad[0].all()
+    assert not parameter(module).main_grad[ROWS - 1].any()
+
+
+def test_jagged_indices() -> None:
+    rows = [torch.tensor([1, 2, 2]), torch.tensor([5])]
+    module = table(torch.float32)
+    out = module(torch.nested.nested_tensor(rows, layout=torch.jagged))
+    out.values().sum().backward()
+    counts = torch.bincount(torch.cat(rows), minlength=ROWS).float()
+    assert torch.equal(parameter(module).main_grad, counts[:, None].expand(ROWS, WIDTH))
+
+
+def test_hooks_are_called_with_none() -> None:
+    module = table(torch.float32)
+    seen: list[object] = []
+    module.weight.register_hook(seen.append)
+    module(torch.tensor([1])).sum().backward()
+    assert seen == [None]
 
 
 def test_nothing_is_asked_of_main_grad_without_a_backward() -> None:
@@ -139,7 +161,6 @@ def test_compiled(fullgraph: bool) -> None:
     model(indices).sum().backward()
     assert first.any()
     assert_close(first, parameter(module).main_grad)
-    assert module.weight.grad is None
 
 
 def test_torchscript_refuses_it() -> None:

@@ -13,6 +13,8 @@
 #include <functional>
 #include <vector>
 
+#include "../checks.h"
+
 namespace embed_ext {
 namespace {
 
@@ -43,22 +45,15 @@ bool still_accumulates(const at::Tensor& variable) {
   return variable.defined() && variable.requires_grad() && variable.grad_fn() == nullptr;
 }
 
-bool share_memory(const at::Tensor& a, const at::Tensor& b) {
-  const auto begin = [](const at::Tensor& t) {
-    return reinterpret_cast<uintptr_t>(t.storage().data());
-  };
-  const auto end = [&](const at::Tensor& t) { return begin(t) + t.storage().nbytes(); };
-  return begin(a) < end(b) && begin(b) < end(a);
-}
-
 // The gradient's size is what it was in the forward; .grad and the variable may be others by now.
-bool fits(const at::Tensor& grad, const at::Tensor& grad_output, int64_t num_weights) {
+bool fits(const at::Tensor& grad, const at::Tensor& grad_output, const at::Tensor& indices,
+          int64_t num_weights) {
   const int64_t width = grad_output.size(-1);
   return grad.dim() == 2 && grad.size(0) == num_weights && grad.size(1) == width &&
          grad.scalar_type() == grad_output.scalar_type() && !grad.is_complex() &&
          grad.device() == grad_output.device() && !grad.requires_grad() &&
          (width <= 1 || grad.stride(1) == 1) && grad.stride(0) >= width &&
-         !share_memory(grad, grad_output);
+         !share_memory(grad, grad_output) && !share_memory(grad, indices);
 }
 
 // The engine makes AccumulateGrad's stream wait for the node's, and whoever called backward() for
@@ -174,7 +169,8 @@ bool feeds_alone(const Node& node) {
   return true;
 }
 
-GradToAddTo::GradToAddTo(Node& node, const at::Tensor& grad_output, int64_t num_weights) {
+GradToAddTo::GradToAddTo(Node& node, const at::Tensor& grad_output, const at::Tensor& indices,
+                         int64_t num_weights) {
   auto* accumulator = dynamic_cast<AccumulateGrad*>(node.next_edge(0).function.get());
   if (accumulator == nullptr || !accumulates_everything() || !nobody_watches(node, *accumulator)) {
     return;
@@ -182,7 +178,7 @@ GradToAddTo::GradToAddTo(Node& node, const at::Tensor& grad_output, int64_t num_
   lock_ = std::unique_lock<std::mutex>(MutexOf::of(*accumulator));
   const at::Tensor& variable = accumulator->variable;
   if (still_accumulates(variable) && is_plain_call(variable.grad()) &&
-      fits(variable.grad(), grad_output, num_weights) &&
+      fits(variable.grad(), grad_output, indices, num_weights) &&
       on_stream_of(*accumulator, grad_output.device()) && feeds_alone(node)) {
     grad_ = variable.grad();
   } else {

@@ -26,7 +26,8 @@ class GradToAddTo {
   // The .grad that `node`'s only gradient [num_weights, D] is about to be added to by a plain
   // backward(): there already, dense and of grad_output's dtype, with nobody who asked to see the
   // increment, and on CUDA on the stream that is current. grad_output [..., D].
-  GradToAddTo(torch::autograd::Node& node, const at::Tensor& grad_output, int64_t num_weights);
+  GradToAddTo(torch::autograd::Node& node, const at::Tensor& grad_output, const at::Tensor& indices,
+              int64_t num_weights);
 
   explicit operator bool() const { return grad_.defined(); }
   const at::Tensor& tensor() const { return grad_; }

@@ -81,7 +81,7 @@ std::optional<at::Tensor> EmbeddingBackward::in_place(const at::Tensor& grad_out
   }
   const DenseGradient task{grad_output, saved_indices, num_weights.expect_int(),
                            padding_idx.expect_int(), scale_grad_by_freq};
-  if (const GradToAddTo existing(*this, grad_output, task.num_weights); existing) {
+  if (const GradToAddTo existing(*this, grad_output, saved_indices, task.num_weights); existing) {
     RECORD_FUNCTION(kRecorded, {});
     add_to(existing.tensor(), task, kept.get());
     return at::Tensor();

@@ -21,7 +21,9 @@ void embedding_grad_add_autograd(c10::DispatchKeySet keys, const at::Tensor& gra
   using namespace torch::autograd;
   const bool recording = compute_requires_grad(grad_weight, grad_output);
   check_inplace(grad_weight, recording);
-  TORCH_CHECK(!recording, "embedding_grad_add_: has no derivative; call it under torch.no_grad()");
+  TORCH_CHECK(!recording && !isFwGradDefined(grad_weight) && !isFwGradDefined(grad_output),
+              "embedding_grad_add_: has no derivative; call it under torch.no_grad(), on "
+              "tensors without tangents");
   at::AutoDispatchBelowAutograd guard;
   grad_add_op().redispatch(keys & c10::after_autograd_keyset, grad_weight, grad_output, indices,
                            padding_idx, scale_grad_by_freq);

@@ -54,9 +54,13 @@ at::Tensor sum_gradient(const char* op, const DenseGradient& task, RowsOfOut row
   const auto stream = c10::cuda::getCurrentCUDAStream();
   const auto errors = open_index_check(op, task.indices, task.num_weights);
   const auto grad = as_rows(task.grad_output, task.indices.numel());
-  const auto indices = task.indices.contiguous().view(-1);
+  const auto indices = task.indices.contiguous();
+  if (rows == RowsOfOut::kAdded) {
+    check_indices_first(indices, errors, stream);
+  }
   const at::Tensor table = table_of();
-  run({grad, indices, table, rows, task.padding_idx, task.scale_grad_by_freq}, errors, stream);
+  run({grad, indices.view(-1), table, rows, task.padding_idx, task.scale_grad_by_freq}, errors,
+      stream);
   close_index_check(task.indices, stream);
   return table;
 }

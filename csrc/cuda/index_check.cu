@@ -116,6 +116,14 @@ void close_index_check(const at::Tensor& indices, cudaStream_t stream) {
   raise_pending(c10::cuda::current_device(), indices.sizes());
 }
 
+void check_indices_first(const at::Tensor& indices, const IndexErrors& errors,
+                         cudaStream_t stream) {
+  if (index_check_mode() == IndexCheckMode::kSync && !is_capturing()) {
+    launch_index_check(indices, errors, stream);
+    close_index_check(indices, stream);
+  }
+}
+
 void launch_index_check(const at::Tensor& indices, const IndexErrors& errors, cudaStream_t stream) {
   if (indices.numel() == 0) {
     return;

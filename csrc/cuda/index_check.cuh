@@ -23,6 +23,9 @@ IndexErrors open_index_check(const char* op, const at::Tensor& indices, int64_t 
 // waited for, so that the error comes as in lazy mode, after a replay.
 void close_index_check(const at::Tensor& indices, cudaStream_t stream);
 
+// In sync mode, raises before anything is written; for calls that change what was there before.
+void check_indices_first(const at::Tensor& indices, const IndexErrors& errors, cudaStream_t stream);
+
 // Looks at every index and at nothing else, for calls that have no row elements to move.
 void launch_index_check(const at::Tensor& indices, const IndexErrors& errors, cudaStream_t stream);
 

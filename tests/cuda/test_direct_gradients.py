@@ -152,6 +152,21 @@ def test_another_stream_gets_memory_of_its_own() -> None:
     assert second.data_ptr() != first
 
 
+def test_micro_batches_of_another_stream() -> None:
+    """The rows that were used there are not known here: all are cleared."""
+    table = module(keep_grad_buffer=True)
+    stream = torch.cuda.Stream()
+    for step in range(3):
+        batches = [batch(10 * step + number, torch.float32) for number in range(2)]
+        table(batches[0][0]).backward(batches[0][1])
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            table(batches[1][0]).backward(batches[1][1])
+        torch.cuda.current_stream().wait_stream(stream)
+        assert_grad_is(table, *batches)
+        table.weight.grad = None
+
+
 def test_bad_indices_leave_grad_alone() -> None:
     table = module(keep_grad_buffer=True)
     good = batch(0, torch.float32)
@@ -162,6 +177,10 @@ def test_bad_indices_leave_grad_alone() -> None:
         bad[5] = ROWS
         with pytest.raises(IndexError, match="out of range"):
             table(bad).backward(good[1])
+        before = table.weight.grad.clone()
+        with pytest.raises(IndexError, match=r"embedding_grad_add_: .*indices\[5\]"):
+            torch.ops.embed_ext.embedding_grad_add_(table.weight.grad, good[1], bad)
+        assert torch.equal(table.weight.grad, before)
     finally:
         embed_ext.set_index_check("lazy")
     assert_grad_is(table, good)

@@ -166,8 +166,9 @@ def column_major(table: Tensor) -> Tensor:
         (lambda table: table[0], "'grad_weight' must be 2-D, but it is 1-D"),
         (column_major, r"side by side, but its strides are \[1, 11\]"),
         (lambda table: table[:1].expand(ROWS, 4), r"location of their own.*strides are \[0, 1\]"),
+        (lambda table: table.as_strided((5, 4), (2, 1)), r"not overlap, .*strides are \[2, 1\]"),
     ],
-    ids=["dtype", "lower dtype", "columns", "rank", "column-major", "expanded"],
+    ids=["dtype", "lower dtype", "columns", "rank", "column-major", "expanded", "overlapping"],
 )
 def test_tables_that_are_turned_down(
     device: str, change: Callable[[Tensor], Tensor], message: str
@@ -181,9 +182,37 @@ def test_tables_that_are_turned_down(
 
 
 def test_a_gradient_that_lies_in_the_table(device: str) -> None:
+    whole = make_table(ROWS, 8, device=device)
+    before = whole.clone()
+    indices = make_indices((5,), ROWS, device=device)
+    for table in (whole[:, :4].contiguous(), whole[:, :4]):
+        with pytest.raises(RuntimeError, match="embedding_grad_add_: .*share no memory with grad_"):
+            grad_add(table, table[:5], indices)
+    assert torch.equal(whole, before)
+
+
+def test_indices_that_lie_in_the_table(device: str) -> None:
     table = make_table(ROWS, 4, device=device)
-    with pytest.raises(RuntimeError, match="embedding_grad_add_: .*share no memory"):
-        grad_add(table, table[:5], make_indices((5,), ROWS, device=device))
+    indices = table.view(torch.int32).view(-1)[:5]
+    with pytest.raises(RuntimeError, match="embedding_grad_add_: .*share no memory with indices"):
+        grad_add(table, make_grad(indices, 4), indices)
+
+
+def test_neighbours_in_one_flat_buffer(device: str) -> None:
+    flat = make_table(2 * ROWS, 4, device=device)
+    table, grad = flat[:ROWS], flat[ROWS : ROWS + 5]
+    indices = make_indices((5,), ROWS, device=device)
+    wanted = expected(table, grad, indices)
+    grad_add(table, grad, indices)
+    assert_close(table, wanted)
+
+
+def test_tangents_are_refused() -> None:
+    indices = make_indices((5,), ROWS)
+    with torch.autograd.forward_ad.dual_level():
+        grad = torch.autograd.forward_ad.make_dual(make_grad(indices, 4), torch.ones(5, 4))
+        with pytest.raises(RuntimeError, match="embedding_grad_add_: has no derivative"):
+            grad_add(make_table(ROWS, 4), grad, indices)
 
 
 def test_vmap(device: str) -> None:
