@@ -64,7 +64,7 @@ GATHER_16 = r"gather_(short|long)_rows uint4\b"
 SCATTER_16 = "scatter_add(?! double)" + LOADS_16
 SCATTER_FLOATS = r"scatter_add \w+ floatx"
 SEGMENTS_16 = r"(sum_chunks|write_short_rows|write_long_rows)" + LOADS_16
-FEW_16 = "sum_few" + LOADS_16
+FEW_16 = "sum_few(?! double)" + LOADS_16
 LOAD_16 = r"LDG\.E\.128\.CONSTANT"
 STORE_16 = r"STG\.E\.128"
 
@@ -94,6 +94,8 @@ EXPECTATIONS = (
     Expectation(SEGMENTS_16, STORE_16, least=1),
     Expectation(FEW_16, LOAD_16, least=4, in_flight=3),
     Expectation(FEW_16, STORE_16, least=1),
+    Expectation("sum_few doublex2", LOAD_16, least=4, in_flight=2),
+    Expectation("sum_few doublex2", STORE_16, least=1),
     # A kept gradient's rows.
     Expectation(r"clear_vectors uint4\b", STORE_16, least=1, most=1),
 )
