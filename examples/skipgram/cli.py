@@ -162,7 +162,7 @@ def _conclude(
     print("\n".join(report.neighbour_lines(corpus, contenders, QUERIES)))
     print("\nWhere a step's time goes (the batch is made once, for both):")
     print("\n".join(report.time_lines(contenders)))
-    print(f"\nMemory of {MEMORY_STEPS} steps, each model alone in a process:")
+    print(f"\nMemory of {MEMORY_STEPS} steps, each model alone, the least of three processes:")
     print("\n".join(report.memory_lines(memory)))
 
     options.out.mkdir(parents=True, exist_ok=True)
