@@ -10,7 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "cpu/fresh_memory.h"
+#include "cpu/recycled_memory.h"
 #include "cpu/row_kernels.h"
 #include "cuda/dense_gradient.h"
 
@@ -147,8 +147,7 @@ at::Tensor KeptGradient::zeros(int64_t num_rows, int64_t width, UsedRows&& used_
                   "or torch.autograd.graph.increment_version on .grad after such a write");
     }
   } else {
-    // Sooner or later most pages are in use, and large ones are found faster.
-    grad = options.device().is_cpu() ? cpu::zero_rows(num_rows, width, num_rows, options)
+    grad = options.device().is_cpu() ? cpu::zero_rows(num_rows, width, options)
                                      : at::zeros({num_rows, width}, options);
     old = std::exchange(storage_, grad.storage());
   }

@@ -7,7 +7,7 @@
 #include <torch/library.h>
 
 #include "../cpu/dense_gradient.h"
-#include "../cpu/fresh_memory.h"
+#include "../cpu/recycled_memory.h"
 #include "../cuda/dense_gradient.h"
 #include "../kept_gradient.h"
 #include "accumulate.h"
@@ -55,10 +55,9 @@ at::Tensor new_gradient_on_cpu(const DenseGradient& task, KeptGradient* kept) {
   return cpu::sum_gradient(
       kBackward, task, cpu::Sums::kWritten, task.grad_output.scalar_type(),
       [&](std::vector<int64_t>& rows) {
-        const auto used_rows = static_cast<int64_t>(rows.size());
         return kept != nullptr
                    ? kept->zeros(task.num_weights, width, {std::move(rows), {}}, options)
-                   : cpu::zero_rows(task.num_weights, width, used_rows, options);
+                   : cpu::zero_rows(task.num_weights, width, options);
       });
 }
 

@@ -1,5 +1,4 @@
 // Forward on the CPU: copies rows weight[indices[i]] to out[i], whatever their dtype.
-#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <torch/library.h>
@@ -8,8 +7,8 @@
 #include <cstring>
 
 #include "../checks.h"
-#include "fresh_memory.h"
 #include "indices.h"
+#include "recycled_memory.h"
 #include "row_kernels.h"
 
 namespace embed_ext::cpu {
@@ -100,8 +99,7 @@ at::Tensor embedding(const at::Tensor& weight, const at::Tensor& indices, int64_
   check_lookup(kOp, weight, indices);
   c10::SmallVector<int64_t, 5> sizes(indices.sizes());
   sizes.push_back(weight.size(1));
-  at::Tensor out = at::detail::empty_cpu(sizes, weight.options());
-  advise_written_whole(out.mutable_data_ptr(), static_cast<int64_t>(out.nbytes()));
+  at::Tensor out = empty_output(sizes, weight.options());
   const auto index_tensor = kernel_indices(indices);
   with_index_pointer(index_tensor,
                      [&](const auto* index) { lookup(weight, index_tensor, index, out); });

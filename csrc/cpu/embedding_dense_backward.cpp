@@ -14,9 +14,9 @@
 
 #include "../checks.h"
 #include "dense_gradient.h"
-#include "fresh_memory.h"
 #include "group_by_row.h"
 #include "indices.h"
+#include "recycled_memory.h"
 
 namespace embed_ext::cpu {
 namespace {
@@ -173,10 +173,8 @@ at::Tensor embedding_dense_backward(const at::Tensor& grad_output, const at::Ten
   }
   const DenseGradient task{grad_output, indices, num_weights, padding_idx, scale_grad_by_freq};
   return sum_gradient(kOp, task, Sums::kWritten, grad_output.scalar_type(),
-                      [&](const std::vector<int64_t>& used_rows) {
-                        return zero_rows(num_weights, grad_output.size(-1),
-                                         static_cast<int64_t>(used_rows.size()),
-                                         grad_output.options());
+                      [&](const std::vector<int64_t>& /*used_rows*/) {
+                        return zero_rows(num_weights, grad_output.size(-1), grad_output.options());
                       });
 }
 
