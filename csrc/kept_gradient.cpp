@@ -9,15 +9,24 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <random>
 
 #include "cpu/recycled_memory.h"
 #include "cpu/row_kernels.h"
+
 #include "cuda/dense_gradient.h"
 
 namespace embed_ext {
 namespace {
 
 constexpr int64_t kGrainBytes = int64_t(1) << 17;
+
+// Gradients that are searched whole before samples are trusted, and rows in a sample.
+constexpr int64_t kSearchedWhole = 8;
+constexpr int64_t kSampledRows = 64;
+
+// On a GPU a look has to wait for it: there, one in so many is searched whole in place of samples.
+constexpr int64_t kSearchedOnDevice = 64;
 
 bool verify_from_environment() {
   const char* value = std::getenv("EMBED_EXT_VERIFY_KEPT_GRADIENTS");
@@ -55,20 +64,49 @@ int64_t first_nonzero_row(const char* data, int64_t bytes, int64_t row_bytes) {
   return at < bytes ? at / row_bytes : -1;
 }
 
+int64_t row_bytes_of(const at::Tensor& grad) {
+  return grad.size(1) * static_cast<int64_t>(grad.element_size());
+}
+
 int64_t first_nonzero_row(const at::Tensor& grad) {
   if (grad.is_cpu()) {
-    const int64_t row_bytes = grad.size(1) * static_cast<int64_t>(grad.element_size());
-    return first_nonzero_row(static_cast<const char*>(grad.const_data_ptr()),
-                             static_cast<int64_t>(grad.nbytes()), row_bytes);
+    const auto* data = static_cast<const char*>(grad.const_data_ptr());
+    const int64_t row_bytes = row_bytes_of(grad);
+    std::atomic<int64_t> first{grad.size(0)};
+    at::parallel_for(0, grad.size(0), kGrainBytes / row_bytes + 1, [&](int64_t begin, int64_t end) {
+      const int64_t row =
+          first_nonzero_row(data + begin * row_bytes, (end - begin) * row_bytes, row_bytes);
+      int64_t known = first;
+      while (row >= 0 && begin + row < known && !first.compare_exchange_weak(known, begin + row)) {
+      }
+    });
+    return first < grad.size(0) ? first.load() : -1;
   }
   const auto rows = grad.ne(0).any(1).nonzero();
   return rows.numel() > 0 ? rows.select(0, 0).item<int64_t>() : -1;
 }
 
+// As above, of some rows alone: one from each of kSampledRows stretches of the table, another one
+// for each `turn`.
+int64_t first_nonzero_row_of_sample(const at::Tensor& grad, int64_t turn) {
+  const auto* data = static_cast<const char*>(grad.const_data_ptr());
+  const int64_t row_bytes = row_bytes_of(grad);
+  const int64_t stretch = (grad.size(0) + kSampledRows - 1) / kSampledRows;
+  std::minstd_rand random(static_cast<uint32_t>(turn));
+  for (int64_t begin = 0; begin < grad.size(0); begin += stretch) {
+    const int64_t row = begin + static_cast<int64_t>(random()) % stretch;
+    if (row < grad.size(0) &&
+        first_nonzero_row(data + row * row_bytes, row_bytes, row_bytes) == 0) {
+      return row;
+    }
+  }
+  return -1;
+}
+
 void clear_rows_on_cpu(const at::Tensor& grad, const std::vector<int64_t>& rows) {
   auto* data = static_cast<char*>(grad.mutable_data_ptr());
   const auto bytes = static_cast<int64_t>(grad.nbytes());
-  const int64_t row_bytes = grad.size(1) * static_cast<int64_t>(grad.element_size());
+  const int64_t row_bytes = row_bytes_of(grad);
   const bool streamed = cpu::worth_streaming(data, bytes, row_bytes);
   const auto count = static_cast<int64_t>(rows.size());
   at::parallel_for(0, count, kGrainBytes / row_bytes + 1, [&](int64_t begin, int64_t end) {
@@ -117,13 +155,45 @@ at::Tensor KeptGradient::tensor_of_memory(int64_t num_rows, int64_t width,
 }
 
 void KeptGradient::clear(const at::Tensor& grad) const {
-  if (!rows_are_known_ || version_.current_version() != expected_version_) {
+  if (!trusted_ || !rows_are_known_ || version_.current_version() != expected_version_) {
     return clear_whole(grad);
   }
   clear_rows_on_cpu(grad, rows_.on_host);
   for (const auto& rows : rows_.on_device) {
     cuda::clear_rows(grad, rows);
   }
+}
+
+// grad [V, D], just cleared.
+void KeptGradient::check_cleared(const at::Tensor& grad) {
+  if (!trusted_ || !rows_are_known_ || version_.current_version() != expected_version_) {
+    return;  // all of it was cleared
+  }
+  const int64_t turn = reuses_++;
+  int64_t row = -1;
+  if (verify_kept_gradients() || turn < kSearchedWhole ||
+      (!grad.is_cpu() && turn % kSearchedOnDevice == 0)) {
+    row = first_nonzero_row(grad);
+  } else if (grad.is_cpu()) {
+    row = first_nonzero_row_of_sample(grad, turn);
+  }
+  if (row < 0) {
+    return;
+  }
+  constexpr const char* kFound =
+      " of the kept gradient was written by something that neither changed its version nor still "
+      "holds it, such as an optimizer that writes through weight.grad.data, or a collective; ";
+  if (verify_kept_gradients()) {
+    rows_are_known_ = false;  // reported once: all of it is cleared next time
+    TORCH_CHECK(false, "keep_grad_buffer: row ", row, kFound,
+                "use keep_grad_buffer=False, or torch.autograd.graph.increment_version on .grad "
+                "after such a write");
+  }
+  trusted_ = false;
+  clear_whole(grad);
+  TORCH_WARN("keep_grad_buffer: row ", row, kFound,
+             "from now on all of it is cleared before each use. keep_grad_buffer=False does the "
+             "same without this warning");
 }
 
 at::Tensor KeptGradient::zeros(int64_t num_rows, int64_t width, UsedRows&& used_rows,
@@ -138,14 +208,7 @@ at::Tensor KeptGradient::zeros(int64_t num_rows, int64_t width, UsedRows&& used_
   if (reusable(num_rows * row_bytes, row_bytes, options.device())) {
     grad = tensor_of_memory(num_rows, width, options);
     clear(grad);
-    const int64_t row = verify_kept_gradients() ? first_nonzero_row(grad) : -1;
-    if (row >= 0) {
-      rows_are_known_ = false;  // reported once: all of it is cleared next time
-      TORCH_CHECK(false, "keep_grad_buffer: row ", row,
-                  " of the kept gradient was written by something that neither changed its version "
-                  "nor still holds it, such as .data or a collective; use keep_grad_buffer=False, "
-                  "or torch.autograd.graph.increment_version on .grad after such a write");
-    }
+    check_cleared(grad);
   } else {
     grad = options.device().is_cpu() ? cpu::zero_rows(num_rows, width, options)
                                      : at::zeros({num_rows, width}, options);
@@ -184,6 +247,11 @@ void KeptGradient::remember(UsedRows&& rows, int64_t num_rows) {
   } else {  // clearing all of it is cheaper
     rows_ = {};
   }
+}
+
+bool KeptGradient::keeps(const at::Tensor& grad) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return storage_ && grad.storage().is_alias_of(storage_);
 }
 
 void KeptGradient::drop() {

@@ -28,8 +28,10 @@ struct UsedRows {
 //   - nobody else may hold it (the count of the storage's owners): else new memory is taken;
 //   - no in-place operation may have changed it (the version counter): else all of it is cleared;
 //   - on CUDA, the current stream must be the one it was handed out on: else new memory is taken.
-// What goes past these, such as a write through .data that was let go of again, is not seen; with
-// set_verify(true) each gradient is searched for it.
+// What goes past these, such as a write through .data that was let go of again, is searched for:
+// the first gradients whole, as an optimizer that does such a thing does it at every step, and a
+// sample of rows of each that follows. If anything is found, all is cleared then and ever after,
+// with one warning. With set_verify(true) each gradient is searched whole, and a find is an error.
 class KeptGradient {
  public:
   // A [num_rows, width] tensor that is zero in every row, of which `used_rows` are about to be
@@ -41,6 +43,7 @@ class KeptGradient {
   // gradient handed out last.
   void bump_version(const at::Tensor& grad, UsedRows&& rows);
 
+  bool keeps(const at::Tensor& grad) const;  // whether its memory is the one that is kept
   void drop();
   int64_t bytes() const;  // of the memory kept
 
@@ -49,6 +52,7 @@ class KeptGradient {
   at::Tensor tensor_of_memory(int64_t num_rows, int64_t width,
                               const at::TensorOptions& options) const;
   void clear(const at::Tensor& grad) const;
+  void check_cleared(const at::Tensor& grad);
   void remember(UsedRows&& rows, int64_t num_rows);
 
   mutable std::mutex mutex_;
@@ -59,6 +63,8 @@ class KeptGradient {
   bool rows_are_known_ = false;        // if not, all of the memory is cleared
   UsedRows rows_;
   int64_t row_bytes_ = 0;
+  bool trusted_ = true;  // nothing has been found so far
+  int64_t reuses_ = 0;   // of memory that was cleared row by row
 };
 
 // The one that the lookup now being recorded is to use, if any. It is handed over beside the

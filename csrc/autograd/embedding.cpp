@@ -1,8 +1,9 @@
 // d embedding / d weight: the gradient of a gather is a scatter-add, dense or sparse.
 //
-// In an ordinary backward() it goes straight to where it is kept: a .grad that is there already,
-// the memory of the gradient before (KeptGradient) or, on the CPU, new memory, since for a small
-// table the dispatcher would take longer than the sum.
+// In an ordinary backward it goes straight to where it is kept: the sum that other uses of the
+// table have begun, a .grad that is there already, the memory of the gradient before (KeptGradient)
+// or, on the CPU, other memory, since for a small table the dispatcher would take longer than the
+// sum.
 #include <ATen/record_function.h>
 #include <torch/library.h>
 
@@ -11,6 +12,7 @@
 #include "../cuda/dense_gradient.h"
 #include "../kept_gradient.h"
 #include "accumulate.h"
+#include "leaf.h"
 #include "node.h"
 
 namespace embed_ext {
@@ -52,13 +54,13 @@ void add_to(const at::Tensor& table, const DenseGradient& task, KeptGradient* ke
 at::Tensor new_gradient_on_cpu(const DenseGradient& task, KeptGradient* kept) {
   const int64_t width = task.grad_output.size(-1);
   const auto options = task.grad_output.options();
-  return cpu::sum_gradient(
-      kBackward, task, cpu::Sums::kWritten, task.grad_output.scalar_type(),
-      [&](std::vector<int64_t>& rows) {
-        return kept != nullptr
-                   ? kept->zeros(task.num_weights, width, {std::move(rows), {}}, options)
-                   : cpu::zero_rows(task.num_weights, width, options);
-      });
+  return cpu::sum_gradient(kBackward, task, cpu::Sums::kWritten, task.grad_output.scalar_type(),
+                           [&](std::vector<int64_t>& rows) {
+                             return kept != nullptr
+                                        ? kept->zeros(task.num_weights, width,
+                                                      {std::move(rows), {}}, options)
+                                        : cpu::zero_rows(task.num_weights, width, options);
+                           });
 }
 
 struct EmbeddingBackward : public LookupNode {
@@ -70,7 +72,8 @@ struct EmbeddingBackward : public LookupNode {
                                      const at::Tensor& saved_indices) override;
 };
 
-// grad_output [..., D], saved_indices [...]. The result is undefined if it was added to .grad.
+// grad_output [..., D], saved_indices [...]. The result is undefined if it was added to what is
+// there.
 std::optional<at::Tensor> EmbeddingBackward::in_place(const at::Tensor& grad_output,
                                                       const at::Tensor& saved_indices) {
   if (sparse || grad_output.is_complex() || !is_plain_call(grad_output) ||
@@ -80,20 +83,23 @@ std::optional<at::Tensor> EmbeddingBackward::in_place(const at::Tensor& grad_out
   }
   const DenseGradient task{grad_output, saved_indices, num_weights.expect_int(),
                            padding_idx.expect_int(), scale_grad_by_freq};
+  if (const SumOnItsWay sum(*this, grad_output, saved_indices, task.num_weights, kept.get()); sum) {
+    RECORD_FUNCTION(kRecorded, {});
+    add_to(sum.tensor(), task, kept.get());
+    return at::Tensor();
+  }
   if (const GradToAddTo existing(*this, grad_output, saved_indices, task.num_weights); existing) {
     RECORD_FUNCTION(kRecorded, {});
     add_to(existing.tensor(), task, kept.get());
     return at::Tensor();
   }
-  // Where several gradients are summed, the engine can do so in place in memory of its own alone.
-  KeptGradient* const used = kept != nullptr && feeds_alone(*this) ? kept.get() : nullptr;
   if (grad_output.is_cpu()) {
     RECORD_FUNCTION(kRecorded, {});
-    return new_gradient_on_cpu(task, used);
+    return new_gradient_on_cpu(task, kept.get());
   }
-  if (used != nullptr) {
+  if (kept != nullptr) {
     RECORD_FUNCTION(kRecorded, {});
-    return cuda::gradient_in_kept_memory(kBackward, task, *used);
+    return cuda::gradient_in_kept_memory(kBackward, task, *kept);
   }
   return std::nullopt;
 }

@@ -3,7 +3,7 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
-#include "accumulate.h"
+#include "coalesced_mark.h"
 #include "node.h"
 
 namespace embed_ext {
