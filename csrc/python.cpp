@@ -5,6 +5,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "autograd/node.h"
+#include "cpu/recycled_memory.h"
 #include "cpu/row_kernels.h"
 #include "index_check.h"
 #include "kept_gradient.h"
@@ -150,6 +151,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
                       [](const py::tuple&) { return std::make_shared<KeptGradient>(); }));
   m.def("set_verify_kept_gradients", &set_verify_kept_gradients);
   m.def("verify_kept_gradients", &verify_kept_gradients);
+  m.def("cached_bytes", &cpu::recycled_memory_bytes);
+  m.def("empty_cache", &cpu::drop_recycled_memory, py::call_guard<py::gil_scoped_release>());
   m.def("set_general_path", [](py::object handler) { general_path() = std::move(handler); });
   m.def("build_config", &build_config);
   m.def("cpu_capability", [] { return cpu::capability_name(cpu::capability()); });

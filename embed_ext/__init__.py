@@ -13,6 +13,7 @@ from embed_ext import functional, reference, routing
 from embed_ext._index_check import check_indices, index_check, set_index_check
 from embed_ext._info import build_info
 from embed_ext._kept_gradient import set_verify_kept_gradients, verify_kept_gradients
+from embed_ext._memory import cached_bytes, empty_cache
 from embed_ext._version import __version__
 from embed_ext.convert import ConversionReport, convert, revert
 from embed_ext.function import EmbeddingFunction
@@ -25,8 +26,10 @@ __all__ = [
     "EmbeddingFunction",
     "__version__",
     "build_info",
+    "cached_bytes",
     "check_indices",
     "convert",
+    "empty_cache",
     "functional",
     "index_check",
     "reference",

@@ -1,0 +1,39 @@
+"""The memory of large CPU gradients and outputs that waits for the next step."""
+
+from __future__ import annotations
+
+from embed_ext import _C
+
+
+def cached_bytes() -> int:
+    """Return how many bytes of CPU memory wait to be used again.
+
+    A gradient of 1 MiB and more and an output of 32 MiB and more, on the CPU, are not given back to
+    the system when their tensor dies: the next step's are made there, without page faults. What
+    waits and what is in use are together never more than what was once in use. Blocks of 32 MiB and
+    more count as resident, but the system takes their pages whenever it needs memory.
+
+    Example:
+        >>> import torch, embed_ext
+        >>> table = embed_ext.Embedding(100_000, 8)
+        >>> table(torch.tensor([1, 2])).sum().backward()
+        >>> table.zero_grad()
+        >>> embed_ext.cached_bytes() >= 100_000 * 8 * 4
+        True
+    """
+    return _C.cached_bytes()
+
+
+def empty_cache() -> int:
+    """Give the memory that waits (:func:`cached_bytes`) back to the system; return its bytes.
+
+    For a process that has trained and goes on with something else. In a training loop it only
+    makes the next step slower.
+
+    Example:
+        >>> import embed_ext
+        >>> _ = embed_ext.empty_cache()
+        >>> embed_ext.cached_bytes()
+        0
+    """
+    return _C.empty_cache()
