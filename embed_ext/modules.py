@@ -37,23 +37,28 @@ class Embedding(nn.Embedding):
         coalesced: make a sparse gradient a coalesced one, each row once, in ascending order; also
             an attribute, to be set at any time. See below.
 
-    With `keep_grad_buffer` a training step costs what the rows it uses cost, also in page faults;
-    the price is the memory of one gradient, kept until the module goes or the attribute is set to
-    False. The memory is used again once `weight.grad` is gone, as after ``zero_grad()``; if it is
-    still there, the next gradient is added to it row by row. Other gradients are made as ever: with
-    `sparse` or `max_norm`, of a weight that is used more than once, under torch.compile and
-    torch.func, with ``create_graph``, while a CUDA graph is captured.
+    With `keep_grad_buffer` a backward costs what the rows it uses cost, where otherwise it clears a
+    table's worth of memory first; the price is that memory, kept until the module goes or the
+    attribute is set to False. It is used again once `weight.grad` is gone, as after
+    ``zero_grad()``; if it is still there, the next gradient is added to it row by row. All uses of
+    the table in one backward share it. Other gradients are made as ever: with `sparse` or
+    `max_norm`, under torch.compile and torch.func, with ``create_graph``, while a CUDA graph is
+    captured, and of a table whose gradient an output layer that shares it has begun.
 
     It relies on nobody else writing to the other rows of a gradient. In-place operations, such as
     gradient clipping's, are noticed by the tensor's version and cost one clearing of the whole
-    table; a gradient that is still held somewhere is left alone. Not noticed are writes that hide
-    from autograd and then let go: through ``weight.grad.data``, NumPy or DLPack, ``set_`` or the
-    ``unsafe_`` views, a C++ operator that is registered without autograd, or a collective called
-    on ``weight.grad`` by hand. After these call
+    table; a gradient that is still held somewhere is left alone. Writes that hide from autograd and
+    then let go are searched for: an optimizer that writes through ``weight.grad.data``, NumPy or
+    DLPack, ``set_`` or the ``unsafe_`` views, a C++ operator that is registered without autograd,
+    a collective called on ``weight.grad`` by hand. The first 8 gradients are searched whole, and
+    64 rows of each later one (on CUDA, where a search waits for the device, one in 64 is searched
+    whole). What is found is cleared before it does harm, a warning names it, and from then on all
+    of the memory is cleared each time. So what stays unseen is a write that is hidden, that begins
+    after the 8th gradient, and that is to few rows: after such a one call
     ``torch.autograd.graph.increment_version(weight.grad)``.
-    :func:`embed_ext.set_verify_kept_gradients` searches every gradient for them. On CUDA, memory is
-    used again on the stream that it was handed out on; other streams that have read the gradient
-    must have been waited for, because ``record_stream`` is not heard here.
+    :func:`embed_ext.set_verify_kept_gradients` searches every gradient whole and raises. On CUDA,
+    memory is used again on the stream that it was handed out on; other streams that have read the
+    gradient must have been waited for, because ``record_stream`` is not heard here.
 
     With `add_to_main_grad`, as training in the manner of Megatron keeps gradients, ``backward()``
     adds the rows in use to ``weight.main_grad``, a tensor of weight's shape and dtype or, for a

@@ -1,4 +1,4 @@
-"""Large CPU memory that the next step uses again: zero where it must be, bounded, and returnable."""
+"""Large CPU memory that the next step uses again: zero where it must be, and bounded."""
 
 from __future__ import annotations
 

@@ -51,8 +51,8 @@ def output_of(*command: object) -> str:
 def page_faults(folder: str) -> list[dict[str, Any]]:
     lines = output_of(compiled("page_faults", folder)).split()
     return [
-        {"pages": pages, "share": float(share), "us": float(us)}
-        for pages, share, us in zip(lines[::3], lines[1::3], lines[2::3], strict=True)
+        {"memory": memory, "share": float(share), "us": float(us), "us_with_pass": float(passed)}
+        for memory, share, us, passed in zip(*(lines[i::4] for i in range(4)), strict=True)
     ]
 
 

@@ -21,6 +21,7 @@ def pivot(rows: Rows, line: Callable[[dict[str, Any]], str], column: str, value:
 
 def render(results: dict[str, Any]) -> str:
     copies: Rows = results["row_copies"]
+    pages = [{**row, "share": f"{row['share']:.0%}"} for row in results["page_faults"]]
 
     def copied(row: dict[str, Any]) -> str:
         return f"{row['tokens']:,} rows of {row['row_bytes']:,} B out of {row['rows']:,}"
@@ -31,13 +32,10 @@ def render(results: dict[str, Any]) -> str:
         f"{environment['cpu']}, {environment['cores']} cores; torch {environment['torch']}; "
         f"{environment['date']}; load {environment['load_average']}. All times are medians in "
         "microseconds. [The experiments](../experiments/README.md) say what follows from them.",
-        "## Fresh memory: mapping 256 MiB, writing a share of its 4 KiB pages, unmapping",
-        pivot(
-            [{**row, "share": f"{row['share']:.0%}"} for row in results["page_faults"]],
-            lambda row: f"{row['pages']} pages",
-            "share",
-            "us",
-        ),
+        "## 256 MiB of zeros, of which a share of the 4 KiB pages is written",
+        pivot(pages, lambda row: row["memory"], "share", "us"),
+        "## The same, and a pass that writes to every page",
+        pivot(pages, lambda row: row["memory"], "share", "us_with_pass"),
         "## Copying scattered rows, alone",
         pivot(copies, copied, "way", "us"),
         "## Copying scattered rows, and a pass that reads the output",
