@@ -139,9 +139,10 @@ void UsedRows::append(UsedRows&& more) {
   std::move(more.on_device.begin(), more.on_device.end(), std::back_inserter(on_device));
 }
 
-bool KeptGradient::reusable(int64_t bytes, int64_t row_bytes, c10::Device device) const {
-  return storage_ && storage_.use_count() == 1 && storage_.data() != nullptr &&
-         storage_.device() == device && static_cast<int64_t>(storage_.nbytes()) == bytes &&
+bool KeptGradient::reusable(int64_t num_rows, int64_t row_bytes, c10::Device device) const {
+  return storage_ && storage_.use_count() == 1 && storage_.data() != nullptr && row_bytes > 0 &&
+         storage_.device() == device && static_cast<int64_t>(storage_.nbytes()) % row_bytes == 0 &&
+         static_cast<int64_t>(storage_.nbytes()) / row_bytes == num_rows &&
          row_bytes_ == row_bytes && stream_ == current_stream(device);
 }
 
@@ -205,7 +206,7 @@ at::Tensor KeptGradient::zeros(int64_t num_rows, int64_t width, UsedRows&& used_
   const auto dtype = c10::typeMetaToScalarType(options.dtype());
   const int64_t row_bytes = width * static_cast<int64_t>(c10::elementSize(dtype));
   at::Tensor grad;
-  if (reusable(num_rows * row_bytes, row_bytes, options.device())) {
+  if (reusable(num_rows, row_bytes, options.device())) {
     grad = tensor_of_memory(num_rows, width, options);
     clear(grad);
     check_cleared(grad);

@@ -48,7 +48,7 @@ class KeptGradient {
   int64_t bytes() const;  // of the memory kept
 
  private:
-  bool reusable(int64_t bytes, int64_t row_bytes, c10::Device device) const;
+  bool reusable(int64_t num_rows, int64_t row_bytes, c10::Device device) const;
   at::Tensor tensor_of_memory(int64_t num_rows, int64_t width,
                               const at::TensorOptions& options) const;
   void clear(const at::Tensor& grad) const;

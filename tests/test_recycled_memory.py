@@ -221,3 +221,73 @@ def test_tables_of_one_size_share_what_waits_and_not_what_is_used() -> None:
         for number, table in enumerate(tables):
             assert table.weight.grad is not None
             assert_is_gradient(table.weight.grad, rows=(number + step,))
+
+
+def test_a_size_that_no_number_holds_is_refused_as_torch_refuses_it() -> None:
+    grad, indices = torch.ones(1, 1), torch.tensor([5])
+    num_rows = 2**62 + 2**18
+    messages = []
+    for op in (torch.ops.aten, torch.ops.embed_ext):
+        with pytest.raises(RuntimeError) as raised:
+            op.embedding_dense_backward(grad, indices, num_rows, -1, False)
+        messages.append(str(raised.value).splitlines()[0])
+    assert messages[0] == messages[1]
+
+
+def test_a_lazy_clone_copies_on_write() -> None:
+    grad = gradient(50_000)
+    clone = torch._lazy_clone(grad)
+    clone.fill_(2)
+    assert_is_gradient(grad)
+
+
+def test_a_peak_long_ago_does_not_count() -> None:
+    many = [gradient(5000) for _ in range(30)]
+    del many
+    for _ in range(400):
+        gradient(5000)
+    assert embed_ext.cached_bytes() <= 2 * 5000 * WIDTH * 4
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_fork_while_other_threads_take_memory() -> None:
+    assert_runs(
+        """
+        import os
+        import signal
+        import threading
+        import torch
+        import embed_ext
+
+        torch.set_num_threads(1)
+        done = threading.Event()
+
+        def gradient(num_rows):
+            return torch.ops.embed_ext.embedding_dense_backward(
+                torch.ones(1, 64), torch.tensor([1]), num_rows, -1, False
+            )
+
+        def take_and_give_back():
+            while not done.is_set():
+                for num_rows in (4096, 6000, 9000):
+                    gradient(num_rows)
+
+        many = [gradient(4096) for _ in range(2000)]  # a long list to look through
+        del many
+        threads = [threading.Thread(target=take_and_give_back) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        ends = []
+        for _ in range(40):
+            child = os.fork()
+            if child == 0:
+                signal.alarm(20)  # ends a deadlock
+                gradient(4096)
+                os._exit(0)
+            ends.append(os.waitpid(child, 0)[1])
+        done.set()
+        for thread in threads:
+            thread.join()
+        assert not any(ends), ends
+        """
+    )

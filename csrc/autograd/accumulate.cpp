@@ -18,9 +18,11 @@ AccumulateGrad* accumulator_after(const Node& node) {
   return dynamic_cast<AccumulateGrad*>(node.next_edge(0).function.get());
 }
 
-// Anomaly mode and hooks of the node look at the gradient that it returns.
-bool nobody_watches(const Node& node) {
-  return !torch::autograd::AnomalyMode::is_enabled() && node.post_hooks().empty();
+// Whether the engine runs `node` now and is alone to get what it returns. Somebody's hook or
+// formula may call a node by hand; anomaly mode and hooks of the node look at its gradient.
+bool goes_to_the_engine(const Node& node) {
+  return torch::autograd::get_current_node().get() == &node &&
+         !torch::autograd::AnomalyMode::is_enabled() && node.post_hooks().empty();
 }
 
 // Hooks of the leaf look at the sum of its gradients, or at .grad before and after it was added.
@@ -67,7 +69,8 @@ InputBuffer* arrived_at(torch::autograd::GraphTask& task, AccumulateGrad& accumu
                                                                             : nullptr;
 }
 
-// Whether what has arrived was made on the stream that is current.
+// Whether what has arrived was made on the stream that is current. Somebody who has let go of it
+// but still reads it on another stream is not waited for, as the engine would not when it sums.
 bool is_ready(const InputBuffer& arrived, c10::Device device) {
   return device.is_cpu() ||
          (arrived.ready_streams.size() == 1 && arrived.ready_streams[0] == current_stream(device));
@@ -111,7 +114,7 @@ SumOnItsWay::SumOnItsWay(const Node& node, const at::Tensor& grad_output, const 
                          int64_t num_weights, const KeptGradient* kept) {
   auto* const accumulator = accumulator_after(node);
   auto* const task = running_graph_task();
-  if (accumulator == nullptr || task == nullptr || !nobody_watches(node) ||
+  if (accumulator == nullptr || task == nullptr || !goes_to_the_engine(node) ||
       !on_stream_of(*accumulator, grad_output.device())) {
     return;
   }
@@ -129,7 +132,7 @@ SumOnItsWay::SumOnItsWay(const Node& node, const at::Tensor& grad_output, const 
 GradToAddTo::GradToAddTo(const Node& node, const at::Tensor& grad_output, const at::Tensor& indices,
                          int64_t num_weights) {
   auto* const accumulator = accumulator_after(node);
-  if (accumulator == nullptr || !accumulates_everything() || !nobody_watches(node) ||
+  if (accumulator == nullptr || !accumulates_everything() || !goes_to_the_engine(node) ||
       !nobody_watches(*accumulator) || !on_stream_of(*accumulator, grad_output.device()) ||
       !feeds_alone(*accumulator)) {
     return;

@@ -42,7 +42,7 @@ void mark_coalesced(const at::Tensor& variable, const Rows& rows) {
   }
   const auto accumulator = torch::autograd::impl::grad_accumulator(variable);
   const std::lock_guard<std::mutex> lock(mutex_of(static_cast<AccumulateGrad&>(*accumulator)));
-  const at::Tensor& grad = variable.grad();
+  const at::Tensor grad = variable.grad();  // once: others may set it to None meanwhile
   if (is_plain(grad) && grad.layout() == at::kSparse && !grad.requires_grad() &&
       grad.unsafeGetTensorImpl()->allow_tensor_metadata_change() && !grad.is_coalesced() &&
       grad.sparse_dim() == 1 && grad._indices().is_contiguous() &&

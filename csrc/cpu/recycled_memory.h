@@ -2,8 +2,8 @@
 //
 // malloc gives a block of 32 MiB and more back to the system when its tensor dies, so that the
 // gradient of every step pays for its pages anew: a fault a page, and the zeros that the system
-// writes. A block that is still here costs a memset, an order of magnitude less. The system may
-// take the pages of a waiting block back whenever it is short of memory.
+// writes. A block that is still here costs a memset, an order of magnitude less. The pages of what
+// waits are the system's to take whenever it is short of memory, but for 64 MiB at most.
 #pragma once
 
 #include <ATen/core/Tensor.h>
