@@ -2,87 +2,53 @@
 //
 // Tokens are grouped by row (group_by_row.h); each row's sum is then written once, by one thread.
 // A row used very often is cut into chunks of fixed length whose partial sums are added in a
-// second pass, so that it does not hold up the other threads; since the cut depends on the batch
-// alone, the result is the same for every number of threads.
-//
-//   row 7 used 2,500 times, chunk 1,024:   partial 0 | partial 1 | partial 2   ->   row 7
+// second pass, so that it does not hold up the other threads (row_runs.h). The result is the same
+// for every number of threads.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "../checks.h"
 #include "dense_gradient.h"
 #include "group_by_row.h"
 #include "indices.h"
 #include "recycled_memory.h"
+#include "row_runs.h"
 
 namespace embed_ext::cpu {
 namespace {
 
 constexpr const char* kOp = "embedding_dense_backward";
 
-constexpr int64_t kChunk = 1024;  // tokens summed in one go
-
 // Elements a thread should at least add before a second one pays for its start.
 constexpr int64_t kGrainElements = 1 << 15;
 
-// What is summed where. Runs of `direct` go straight to the table; those of `partial` to scratch
-// rows, which `combine` adds up (its tokens' positions are scratch rows).
-template <class TokenT>
-struct Plan {
-  std::vector<Run> direct, partial, combine;
-  std::vector<TokenT> scratch_tokens;
-};
+// Enough that nobody waits long for the thread with the last one, whatever a piece costs.
+constexpr int64_t kPiecesPerThread = 16;
 
-// table [V, D], or [U, D] if packed, rows row_bytes apart. Partial runs get their scratch rows once
-// these are allocated.
-template <class TokenT>
-Plan<TokenT> plan_runs(const std::vector<TokenT>& tokens, size_t used_rows, char* table,
-                       int64_t row_bytes, bool packed, bool scale_grad_by_freq) {
-  Plan<TokenT> plan;
-  plan.direct.reserve(used_rows);
-  using Id = decltype(TokenT::row);
-  for_each_run(tokens, [&](int64_t begin, int64_t end) {
-    const int64_t count = end - begin;
-    const int64_t divisor = scale_grad_by_freq ? count : 1;
-    const auto runs_before = static_cast<int64_t>(plan.direct.size() + plan.combine.size());
-    const auto row = packed ? runs_before : static_cast<int64_t>(tokens[begin].row);
-    void* out = table + row * row_bytes;
-    if (count <= kChunk) {
-      plan.direct.push_back({out, begin, count, divisor});
-      return;
-    }
-    const auto first_scratch = static_cast<int64_t>(plan.scratch_tokens.size());
-    for (int64_t at = begin; at < end; at += kChunk) {
-      plan.scratch_tokens.push_back(
-          {tokens[begin].row, static_cast<Id>(plan.scratch_tokens.size())});
-      plan.partial.push_back({nullptr, at, std::min(kChunk, end - at), 1});
-    }
-    const auto chunks = static_cast<int64_t>(plan.scratch_tokens.size()) - first_scratch;
-    plan.combine.push_back({out, first_scratch, chunks, divisor});
-  });
-  return plan;
+int64_t threads_for(int64_t elements) {
+  return std::clamp<int64_t>(elements / kGrainElements, 1, at::get_num_threads());
 }
 
-// Splits the runs among threads by the tokens they hold, not by their number.
-template <class In, class Out, class TokenT>
-void sum_in_parallel(const std::vector<Run>& runs, const std::vector<TokenT>& tokens,
-                     const void* rows, int64_t row_stride, int64_t width, bool add, bool streamed) {
-  const auto first_run_from = [&](int64_t token) {
-    return std::lower_bound(runs.begin(), runs.end(), token,
-                            [](const Run& run, int64_t value) { return run.begin < value; }) -
-           runs.begin();
+// Calls f(item) for each of `count`: a thread takes the next one when it is through with its last.
+// Equal shares would not do: a row that few tokens use costs more than they do, by cache misses and
+// page faults, and a table sorted by frequency has all of those at one end.
+template <class F>
+void share_among(int64_t threads, int64_t count, const F& f) {
+  std::atomic<int64_t> next{0};
+  const auto work = [&] {
+    for (int64_t item = next++; item < count; item = next++) {
+      f(item);
+    }
   };
-  const auto count = static_cast<int64_t>(tokens.size());
-  const int64_t grain = std::max<int64_t>(1, kGrainElements / width);
-  at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
-    const int64_t first = first_run_from(begin);
-    const int64_t last = first_run_from(end);
-    sum_runs<In, Out>(SumTask<TokenT>{runs.data() + first, last - first, tokens.data(), rows,
-                                      row_stride, width, add, streamed});
-  });
+  if (threads == 1) {
+    work();
+  } else {
+    at::parallel_for(0, threads, 1, [&](int64_t, int64_t) { work(); });
+  }
 }
 
 // Gradient rows as the sums read them: N rows of D elements, `stride` elements apart.
@@ -93,39 +59,62 @@ struct GradRows {
   int64_t stride;
 };
 
+// The long rows' chunks come first, being the largest items; their sums follow when all are there.
+template <class In, class Out, class TokenT>
+void sum_groups(const RowGroups<TokenT>& groups, const GradRows& rows, const Target& target,
+                bool add, bool streamed) {
+  using Acc = std::conditional_t<std::is_same_v<In, double>, double, float>;
+  const int64_t width = rows.width;
+  const In* data = rows.grad.const_data_ptr<In>();
+  auto long_runs = find_long_runs(groups, target);
+  const auto chunks = static_cast<int64_t>(long_runs.partial.size());
+  std::vector<Acc> scratch(chunks * width);  // the last thing that can fail
+  for (int64_t k = 0; k < chunks; ++k) {
+    long_runs.partial[k].out = scratch.data() + k * width;
+  }
+  const auto sum = [&](const Run* runs, int64_t count) {
+    sum_runs<In, Out>(SumTask<TokenT>{runs, count, groups.tokens(), groups.token_count(), data,
+                                      rows.stride, width, add, streamed});
+  };
+  const auto sum_chunk = [&](const Run* chunk) {
+    sum_runs<In, Acc>(SumTask<TokenT>{chunk, 1, groups.tokens(), groups.token_count(), data,
+                                      rows.stride, width, /*add=*/false, /*streamed=*/false});
+  };
+  const auto combine = [&](const Run* run) {
+    sum_runs<Acc, Out>(SumTask<TokenT>{run, 1, long_runs.scratch_tokens.data(), chunks,
+                                       scratch.data(), width, width, add, /*streamed=*/false});
+  };
+  const int64_t threads = threads_for(groups.token_count() * width);
+  const int64_t pieces = threads == 1 ? 1 : threads * kPiecesPerThread;
+  const Pieces<TokenT> others(groups, pieces);
+  share_among(threads, chunks + pieces, [&](int64_t item) {
+    if (item < chunks) {
+      sum_chunk(&long_runs.partial[item]);
+    } else {
+      others.for_each_run(item - chunks, target, sum);
+    }
+  });
+  share_among(threads_for(chunks * width), static_cast<int64_t>(long_runs.combine.size()),
+              [&](int64_t item) { combine(&long_runs.combine[item]); });
+}
+
 template <class In, class Out, class TokenT, class Index>
 at::Tensor sum_by_row(const GradRows& rows, const Index* indices, const DenseGradient& task,
                       Sums sums, const TableOf& table_of) {
-  using Acc = std::conditional_t<std::is_same_v<In, double>, double, float>;
-  const int64_t width = rows.width;
-  const auto tokens = group_by_row<TokenT>(indices, rows.count, task.num_weights, task.padding_idx);
-  std::vector<int64_t> used_rows;
-  for_each_run(tokens, [&](int64_t begin, int64_t) { used_rows.push_back(tokens[begin].row); });
-  const size_t used = used_rows.size();
+  const RowGroups<TokenT> groups(indices, rows.count, task.num_weights, task.padding_idx);
+  auto used_rows = groups.rows();
   at::Tensor table = table_of(used_rows);
-  if (width == 0 || tokens.empty()) {
+  if (rows.width == 0 || groups.size() == 0) {
     return table;
   }
-  auto plan = plan_runs(tokens, used, reinterpret_cast<char*>(table.mutable_data_ptr<Out>()),
-                        table.stride(0) * static_cast<int64_t>(sizeof(Out)), sums == Sums::kPacked,
-                        task.scale_grad_by_freq);
-  const bool add = sums == Sums::kAdded;
-  const int64_t row_bytes = width * static_cast<int64_t>(sizeof(Out));
+  const auto element_bytes = static_cast<int64_t>(sizeof(Out));
+  const int64_t row_bytes = rows.width * element_bytes;
+  const Target target{reinterpret_cast<char*>(table.mutable_data_ptr<Out>()),
+                      table.stride(0) * element_bytes, sums == Sums::kPacked,
+                      task.scale_grad_by_freq};
   const bool streamed =
-      table.is_contiguous() &&
-      worth_streaming(table.const_data_ptr<Out>(), table.size(0) * row_bytes, row_bytes);
-  const In* data = rows.grad.const_data_ptr<In>();
-  std::vector<Acc> scratch(plan.partial.size() * width);  // the last thing that can fail
-  for (size_t k = 0; k < plan.partial.size(); ++k) {
-    plan.partial[k].out = scratch.data() + k * width;
-  }
-  sum_in_parallel<In, Out>(plan.direct, tokens, data, rows.stride, width, add, streamed);
-  if (!plan.partial.empty()) {
-    sum_in_parallel<In, Acc>(plan.partial, tokens, data, rows.stride, width, /*add=*/false,
-                             /*streamed=*/false);
-    sum_in_parallel<Acc, Out>(plan.combine, plan.scratch_tokens, scratch.data(), width, width, add,
-                              /*streamed=*/false);
-  }
+      table.is_contiguous() && worth_streaming(target.rows, table.size(0) * row_bytes, row_bytes);
+  sum_groups<In, Out>(groups, rows, target, sums == Sums::kAdded, streamed);
   return table;
 }
 

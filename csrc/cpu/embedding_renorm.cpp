@@ -80,13 +80,12 @@ void renorm_rows(const at::Tensor& weight, const Index* index, int64_t count, do
                  double norm_type) {
   T* table = weight.mutable_data_ptr<T>();
   const int64_t width = weight.size(1);
-  const auto tokens = group_by_row<WideToken>(index, count, weight.size(0), /*padding_idx=*/-1);
-  std::vector<int64_t> rows;
-  for_each_run(tokens, [&](int64_t begin, int64_t) { rows.push_back(tokens[begin].row); });
+  const RowGroups<WideToken> groups(index, count, weight.size(0), /*padding_idx=*/-1);
   const int64_t grain = std::max<int64_t>(1, (1 << 13) / (width + 1));
-  at::parallel_for(0, static_cast<int64_t>(rows.size()), grain, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, groups.size(), grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      shrink_row(table + rows[i] * weight.stride(0), width, weight.stride(1), max_norm, norm_type);
+      shrink_row(table + groups.row(i) * weight.stride(0), width, weight.stride(1), max_norm,
+                 norm_type);
     }
   });
 }

@@ -22,13 +22,14 @@ constexpr const char* kOp = "embedding_sparse_backward";
 void divide_by_frequency(at::Tensor& values, const at::Tensor& rows, int64_t num_weights) {
   auto count = at::empty({rows.numel(), 1}, rows.options().dtype(at::kDouble));
   auto* per_token = count.mutable_data_ptr<double>();
-  const auto tokens = group_by_row<WideToken>(rows.const_data_ptr<int64_t>(), rows.numel(),
-                                              num_weights, /*padding_idx=*/-1);
-  for_each_run(tokens, [&](int64_t begin, int64_t end) {
+  const RowGroups<WideToken> groups(rows.const_data_ptr<int64_t>(), rows.numel(), num_weights,
+                                    /*padding_idx=*/-1);
+  for (int64_t group = 0; group < groups.size(); ++group) {
+    const int64_t begin = groups.begin(group), end = groups.end(group);
     for (int64_t i = begin; i < end; ++i) {
-      per_token[tokens[i].position] = static_cast<double>(end - begin);
+      per_token[groups.tokens()[i].position] = static_cast<double>(end - begin);
     }
-  });
+  }
   values.div_(count.to(c10::toRealValueType(at::toOpMathType(values.scalar_type()))));
 }
 

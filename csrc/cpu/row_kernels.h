@@ -49,7 +49,8 @@ struct SumTask {
   const Run* runs;
   int64_t run_count;
   const TokenT* tokens;
-  const void* rows;  // [N, D] of In, rows row_stride elements apart
+  int64_t token_count;  // those of runs that are not in `runs` included: what may be fetched ahead
+  const void* rows;     // [N, D] of In, rows row_stride elements apart
   int64_t row_stride;
   int64_t width;  // D
   bool add;

@@ -266,13 +266,13 @@ struct RunSum {
 };
 
 template <class In, class Out, class TokenT>
-void sum_run(const Run& run, const SumTask<TokenT>& task, int64_t available) {
+void sum_run(const Run& run, const SumTask<TokenT>& task) {
   using Acc = AccumulatorOf<In>;
   const RunSum<In, Out, TokenT> sum{static_cast<const In*>(task.rows),
                                     task.row_stride,
                                     task.tokens + run.begin,
                                     run.count,
-                                    available,
+                                    task.token_count - run.begin,
                                     static_cast<Acc>(run.divisor),
                                     task.add,
                                     static_cast<Out*>(run.out)};
@@ -317,13 +317,8 @@ void gather_rows(const GatherTask<Index>& task) {
 
 template <class In, class Out, class TokenT>
 void sum_runs(const SumTask<TokenT>& task) {
-  if (task.run_count == 0) {
-    return;
-  }
-  const Run& last = task.runs[task.run_count - 1];
-  const int64_t end = last.begin + last.count;
   for (int64_t r = 0; r < task.run_count; ++r) {
-    sum_run<In, Out>(task.runs[r], task, end - task.runs[r].begin);
+    sum_run<In, Out>(task.runs[r], task);
   }
   if (task.streamed) {
     finish_streaming();

@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.common import REAL_DTYPES, assert_same_bits, make_indices, make_table, run_python
+from tests.common import (
+    REAL_DTYPES,
+    assert_same_bits,
+    generator,
+    make_indices,
+    make_table,
+    run_python,
+)
 
 ops = torch.ops.embed_ext
 
@@ -67,6 +74,49 @@ def test_every_number_of_threads(name: str, dtype: torch.dtype) -> None:
     for threads in (2, 3):
         torch.set_num_threads(threads)
         assert_same_bits(COMPUTATIONS[name](dtype), expected)
+
+
+LARGE, LARGE_ROWS = 40_000, 70_000  # tokens enough that the sort is shared among threads as well
+
+
+def by_rank(num_rows: int) -> Tensor:
+    """Indices [LARGE] of a Zipf distribution: row 0 is the most frequent one, row 1 the next."""
+    weights = torch.arange(1, num_rows + 1, dtype=torch.float64).pow(-1.05).cumsum(0)
+    draws = torch.rand(LARGE, dtype=torch.float64, generator=generator()) * weights[-1]
+    return torch.searchsorted(weights, draws).clamp_max(num_rows - 1)
+
+
+BATCHES: dict[str, Callable[[], Tensor]] = {
+    "uniform": lambda: make_indices((LARGE,), LARGE_ROWS),
+    "zipf by rank": lambda: by_rank(LARGE_ROWS),
+    "one row": lambda: torch.full((LARGE,), LARGE_ROWS - 1),
+    "half padding": lambda: (
+        make_indices((LARGE,), LARGE_ROWS) * (torch.rand(LARGE, generator=generator()) < 0.5)
+    ),
+    "all padding": lambda: torch.zeros(LARGE, dtype=torch.int64),
+    "ascending": lambda: torch.arange(LARGE),
+}
+
+
+@pytest.mark.usefixtures("restore_threads")
+@pytest.mark.parametrize("scale_grad_by_freq", [False, True])
+@pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize("name", BATCHES)
+def test_large_batches(name: str, index_dtype: torch.dtype, scale_grad_by_freq: bool) -> None:
+    indices = BATCHES[name]().to(index_dtype)
+    grad = make_table(LARGE, 9, seed=2)
+    options = (LARGE_ROWS, 0, scale_grad_by_freq)
+    results = []
+    for threads in (1, 2, 3, 5):
+        torch.set_num_threads(threads)
+        table = make_table(LARGE_ROWS, 9, seed=3)
+        ops.embedding_grad_add_(table, grad, indices, *options[1:])
+        coalesced = ops.embedding_sparse_backward(grad, indices, *options, True)
+        dense = ops.embedding_dense_backward(grad, indices, *options)
+        results.append((dense, table, coalesced._indices(), coalesced._values()))
+    for result in results[1:]:
+        for actual, expected in zip(result, results[0], strict=True):
+            assert_same_bits(actual, expected)
 
 
 # The package may be installed elsewhere; the tests are here.
