@@ -22,7 +22,7 @@ namespace {
 constexpr int64_t kGrainBytes = int64_t(1) << 17;
 
 // Gradients that are searched whole before samples are trusted, and rows in a sample.
-constexpr int64_t kSearchedWhole = 8;
+constexpr int64_t kSearchedWhole = 4;
 constexpr int64_t kSampledRows = 64;
 
 // On a GPU a look has to wait for it: there, one in so many is searched whole in place of samples.

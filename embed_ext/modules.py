@@ -50,11 +50,11 @@ class Embedding(nn.Embedding):
     table; a gradient that is still held somewhere is left alone. Writes that hide from autograd and
     then let go are searched for: an optimizer that writes through ``weight.grad.data``, NumPy or
     DLPack, ``set_`` or the ``unsafe_`` views, a C++ operator that is registered without autograd,
-    a collective called on ``weight.grad`` by hand. The first 8 gradients are searched whole, and
+    a collective called on ``weight.grad`` by hand. The first 4 reuses are searched whole, and
     64 rows of each later one (on CUDA, where a search waits for the device, one in 64 is searched
     whole). What is found is cleared before it does harm, a warning names it, and from then on all
     of the memory is cleared each time. So what stays unseen is a write that is hidden, that begins
-    after the 8th gradient, and that is to few rows: after such a one call
+    after the 4th, and that is to few rows: after such a one call
     ``torch.autograd.graph.increment_version(weight.grad)``.
     :func:`embed_ext.set_verify_kept_gradients` searches every gradient whole and raises. On CUDA,
     memory is used again on the stream that it was handed out on; other streams that have read the

@@ -1,8 +1,8 @@
 // What zeroed memory costs, by where it comes from and by how many of its 4 KiB pages are written,
 // to who writes them and to who passes over all of it next.
 //
-// Prints lines "MEMORY SHARE WRITER BOTH": medians in microseconds over rounds of getting 256 MiB of
-// zeros, writing one byte in a share of its pages at random, and giving it back; and of the same
+// Prints lines "MEMORY SHARE WRITER BOTH": medians in microseconds over rounds of getting 256 MiB
+// of zeros, writing one byte in a share of its pages at random, and giving it back; and of the same
 // with a pass in between that writes one byte in every page, as clipping writes a gradient.
 //   small, huge   fresh pages of 4 KiB or 2 MiB, faulted in where something is written
 //   filled        fresh small pages and a memset, as malloc and zero_() do it
