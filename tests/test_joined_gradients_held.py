@@ -177,6 +177,57 @@ def test_a_gradient_that_passes_through(asked_for: bool, keep: bool) -> None:
     assert_same(*grads)
 
 
+# weight [V, D] -> (a view of it, a use of the view); the gradient of weight is a view of the view's
+# that Python has not seen.
+VIEWS: dict[str, Callable[[Tensor], tuple[Tensor, Callable[[Tensor], Tensor]]]] = {
+    "flat": lambda weight: (weight.view(-1), lambda flat: flat * integers(ROWS * WIDTH, seed=9)),
+    "unsqueezed": lambda weight: (weight[None], lambda one: one * integers(ROWS, WIDTH, seed=9)),
+    "transposed": lambda weight: (weight.t(), lambda wt: integers(5, WIDTH, seed=9) @ wt),
+    "alias": lambda weight: (weight.view_as(weight), lambda it: it * integers(ROWS, WIDTH, seed=9)),
+}
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("held_by", ["retain_grad", "hook", "view", "data", "asked for"])
+@pytest.mark.parametrize("kind", VIEWS)
+def test_a_view_of_a_gradient_that_is_held(kind: str, held_by: str, keep: bool) -> None:
+    grads: list[list[Tensor]] = []
+    for table in make_tables(keep):
+        lookups = Uses(table).weighed_lookups(3)
+        view, use = VIEWS[kind](table.weight)
+        held: list[Tensor] = []
+        loss = lookups + use(view).sum()
+        if held_by == "asked for":
+            grads.append([*torch.autograd.grad(loss, [table.weight, view])])
+            continue
+        if held_by == "retain_grad":
+            view.retain_grad()
+        elif held_by == "hook":
+            view.register_hook(held.append)
+        elif held_by == "view":
+            view.register_hook(lambda grad, held=held: held.append(grad[..., 1:]))
+        else:
+            view.register_hook(lambda grad, held=held: held.append(grad.data))
+        loss.backward()
+        if held_by == "retain_grad":
+            held.append(view.grad)
+        grads.append([gradient(table), *held])
+    for actual, expected in zip(*grads, strict=True):
+        assert_same(actual, expected)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("kind", VIEWS)
+def test_a_view_of_a_gradient_that_nobody_holds(kind: str, keep: bool) -> None:
+    grads = []
+    for table in make_tables(keep):
+        lookups = Uses(table).weighed_lookups(3)
+        view, use = VIEWS[kind](table.weight)
+        (lookups + use(view).sum()).backward()
+        grads.append(gradient(table))
+    assert_same(*grads)
+
+
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("weight_first", [False, True])
 def test_a_gradient_that_the_caller_gives(weight_first: bool, keep: bool) -> None:
