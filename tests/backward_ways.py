@@ -35,6 +35,14 @@ def _asked_for(table: nn.Embedding, run: Callable[[], Tensor]) -> Tensor:
     return grad
 
 
+def _asked_for_beside_a_gradient(table: nn.Embedding, run: Callable[[], Tensor]) -> Tensor:
+    table.weight.grad = there = integers(ROWS, WIDTH, seed=5, dtype=table.weight.dtype)
+    before = there.clone()
+    (grad,) = torch.autograd.grad(run(), table.weight)
+    assert table.weight.grad is there and torch.equal(there, before)
+    return grad
+
+
 def _inputs(table: nn.Embedding, run: Callable[[], Tensor]) -> Tensor:
     run().backward(inputs=[table.weight])
     return gradient(table)
@@ -117,6 +125,7 @@ WAYS: dict[str, Way] = {
     "backward": _backward,
     "steps": _steps,
     "autograd.grad": _asked_for,
+    "autograd.grad beside a gradient": _asked_for_beside_a_gradient,
     "inputs": _inputs,
     "retained": _retained,
     "onto a gradient": _onto_a_gradient,
