@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks.cases import DISTRIBUTIONS, Case
+from benchmarks.formats import format_bytes, format_ratio, mean_ratio, unique
 from benchmarks.modes import DEFAULT_MODES, MODES
 from benchmarks.options import build_parser, build_report_parser
 from benchmarks.providers import BASELINE, Provider, all_providers, select_providers
 from benchmarks.record import Results, Settings
-from benchmarks.report import format_bytes, format_ratio, mean_ratio, unique, was_busy, write_report
+from benchmarks.report import was_busy, write_report
 from benchmarks.suites import SUITES, select_cases
 
 if TYPE_CHECKING:

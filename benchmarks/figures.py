@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from benchmarks.formats import format_seconds, mean_ratio, unique
 from benchmarks.providers import BASELINE, SUBJECT
 from benchmarks.record import Measurement, Results
-from benchmarks.report import format_seconds, mean_ratio, unique
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = ["#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#0072B2", "#8C6D31", "#F0E442", "#999999"]

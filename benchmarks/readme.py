@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.environment import ROOT
+from benchmarks.formats import markdown_table
 from benchmarks.providers import BASELINE, SUBJECT
 from benchmarks.record import RESULTS_DIR, Measurement, Results
-from benchmarks.report import markdown_table
 from benchmarks.stats import geometric_mean
 
 BEGIN = "<!-- figures: python -m benchmarks.readme -->\n"

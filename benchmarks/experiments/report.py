@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.report import markdown_table
+from benchmarks.formats import markdown_table
 
 Rows = Sequence[dict[str, Any]]
 
