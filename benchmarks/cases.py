@@ -68,16 +68,19 @@ def _uniform(num_embeddings: int, shape: tuple[int, int], generator: torch.Gener
     return torch.randint(num_embeddings, shape, generator=generator, device=generator.device)
 
 
-def _zipf(exponent: float) -> Distribution:
+def _zipf(exponent: float, *, scattered: bool = True) -> Distribution:
     def sample(num_embeddings: int, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
         device = generator.device
         ranks = torch.arange(1, num_embeddings + 1, dtype=torch.float64, device=device)
         cumulative = ranks.pow_(-exponent).cumsum_(0)
         drawn = torch.rand(shape, generator=generator, dtype=torch.float64, device=device)
         rank = torch.searchsorted(cumulative, drawn.mul_(cumulative[-1]))
+        rank.clamp_(max=num_embeddings - 1)
+        if not scattered:  # as in a vocabulary that was written down by frequency
+            return rank
         # Frequent rows of a hashed vocabulary are not neighbours in memory.
         order = torch.randperm(num_embeddings, generator=generator, device=device)
-        return order[rank.clamp_(max=num_embeddings - 1)]
+        return order[rank]
 
     return sample
 
@@ -104,6 +107,7 @@ DISTRIBUTIONS: dict[str, Distribution] = {
     "uniform": _uniform,
     "zipf": _zipf(1.05),
     "zipf-1.2": _zipf(1.2),
+    "zipf-sorted": _zipf(1.05, scattered=False),
     "all-same": _all_same,
     "sorted": _sorted,
     "half-padding": _half_padding,
@@ -118,9 +122,12 @@ def _generator(device: str, seed: int, *key: object) -> torch.Generator:
     return torch.Generator(device).manual_seed(zlib.crc32(repr((seed, *key)).encode()))
 
 
-def make_indices(case: Case, batches: int, seed: int, device: str = "cpu") -> list[Tensor]:
+def make_indices(
+    case: Case, batches: int, seed: int, device: str = "cpu", *purpose: object
+) -> list[Tensor]:
     """``batches`` index tensors [tokens]: a training loop never looks up one batch twice."""
-    generator = _generator(device, seed, case.num_embeddings, case.tokens, case.distribution)
+    key = (case.num_embeddings, case.tokens, case.distribution, *purpose)
+    generator = _generator(device, seed, *key)
     sample = DISTRIBUTIONS[case.distribution]
     indices = sample(case.num_embeddings, (batches, case.tokens), generator)
     return list(indices.to(resolve_dtype(case.index_dtype)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -13,8 +14,8 @@ import torch
 
 from benchmarks.cases import DISTRIBUTIONS, Case
 from benchmarks.formats import format_bytes, format_ratio, mean_ratio, unique
-from benchmarks.modes import DEFAULT_MODES, MODES
-from benchmarks.options import build_parser, build_report_parser
+from benchmarks.modes import DEFAULT_MODES, MODES, get_mode
+from benchmarks.options import MODELS, STEP, build_parser, build_report_parser, chosen_steps
 from benchmarks.providers import BASELINE, Provider, all_providers, select_providers
 from benchmarks.record import Results, Settings
 from benchmarks.report import was_busy, write_report
@@ -28,16 +29,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] == "report":
         for path in build_report_parser().parse_args(arguments[1:]).results:
-            _print_paths(write_report(Results.from_json(path.read_text()), path.parent))
+            _print_paths(_report_again(path))
         return 0
     parser = build_parser()
     options = parser.parse_args(arguments)
+    if options.suite == MODELS:
+        return _run_models(options, parser)
     try:
         providers = select_providers(options.providers or SUITES[options.suite].providers)
     except ValueError as error:
         parser.error(str(error))
-    options.modes = options.modes or _usual_modes(options)
-    if options.device != "cuda" and any(MODES[mode].graph for mode in options.modes):
+    _choose_modes(options, parser)
+    if options.device != "cuda" and any(get_mode(mode).graph for mode in options.modes):
         parser.error("CUDA graphs need --device cuda")
     cases = select_cases(
         options.suite,
@@ -55,9 +58,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _run(options, cases, providers)
 
 
-def _usual_modes(options: argparse.Namespace) -> list[str]:
-    modes = SUITES[options.suite].modes or DEFAULT_MODES
-    return [name for name in modes if options.device == "cuda" or not MODES[name].graph]
+def _choose_modes(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Make options.modes and options.extra_modes what was asked for, or what the suite has."""
+    suite, steps = SUITES[options.suite], chosen_steps(options)
+    if steps is not None and options.modes and STEP not in options.modes:
+        parser.error(f"options of a training step, but --modes does not name {STEP}")
+    names = [] if steps is None else [step.name for step in steps]
+    asked = [*(mode for mode in options.modes if mode != STEP), *names]
+    options.extra_modes = [] if asked else list(suite.extra_modes)
+    usual = suite.modes or DEFAULT_MODES
+    on_device = [m for m in usual if options.device == "cuda" or not get_mode(m).graph]
+    options.modes = unique(asked) or on_device
+
+
+def _report_again(path: Path) -> list[Path]:
+    text = path.read_text()
+    if json.loads(text).get("kind") == MODELS:
+        from benchmarks.model_report import ModelResults
+
+        return ModelResults.from_json(text).write_report(path.parent)
+    return write_report(Results.from_json(text), path.parent)
+
+
+def _run_models(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from benchmarks.models import run_models
+
+    if options.device != "cpu":
+        parser.error(f"--suite {MODELS} is measured on the CPU alone")
+    status, paths = run_models(options)
+    _print_paths(paths)
+    return status
 
 
 def _run(options: argparse.Namespace, cases: Sequence[Case], providers: Sequence[Provider]) -> int:
@@ -77,6 +107,8 @@ def _run(options: argparse.Namespace, cases: Sequence[Case], providers: Sequence
         memory=options.memory,
         bandwidth_mib=options.bandwidth_mib,
         time_limit=options.time_limit,
+        extra_modes=options.extra_modes,
+        extra_tokens=SUITES[options.suite].extra_tokens if options.extra_modes else 0,
     )
     runner = Runner(options.out or f"{options.suite}-{options.device}", settings, providers)
     interrupted = False
@@ -108,8 +140,10 @@ def print_list(cases: Sequence[Case], providers: Sequence[Provider]) -> None:
         if reason := provider.unavailable():
             print(f"  {'':<28}not available: {reason}")
     print("\nmodes:")
-    for mode in MODES.values():
+    steps = (name for suite in SUITES.values() for name in (*suite.modes, *suite.extra_modes))
+    for mode in map(get_mode, unique([*MODES, *steps])):
         print(f"  {mode.name:<28}{mode.description}")
+    print("  and more steps by --optimizer, --clip, --uses, --tied, --foreach and --accumulate")
     print("\nsuites:")
     for suite in SUITES.values():
         print(f"  {suite.name:<28}{suite.description} ({len(suite.cases)} cases)")
@@ -119,13 +153,13 @@ def print_list(cases: Sequence[Case], providers: Sequence[Provider]) -> None:
 def print_summary(runner: Runner) -> None:
     """Geometric means, and everything that was not timed, on the terminal."""
     results = runner.results
-    modes = unique(m.mode for m in results.measurements)
+    names = unique(m.provider for m in results.measurements)
     print(f"\n{BASELINE}'s median over each provider's, geometric mean of the cases:")
-    print(f"  {'':<28}" + "".join(f"{mode:>24}" for mode in modes))
-    for name in unique(m.provider for m in results.measurements):
-        own = [m for m in results.measurements if m.provider == name]
-        means = [format_ratio(mean_ratio(m for m in own if m.mode == mode)) for mode in modes]
-        print(f"  {name:<28}" + "".join(f"{mean:>24}" for mean in means))
+    print(f"  {'':<28}" + "".join(f"{name:>24}" for name in names))
+    for mode in unique(m.mode for m in results.measurements):
+        own = [m for m in results.measurements if m.mode == mode]
+        means = [format_ratio(mean_ratio(m for m in own if m.provider == name)) for name in names]
+        print(f"  {mode:<28}" + "".join(f"{mean:>24}" for mean in means))
     for provider in results.providers:
         if provider.unavailable:
             print(f"  {provider.name:<28}not available: {provider.unavailable}")

@@ -22,6 +22,7 @@ from benchmarks.record import Measurement, Results
 COLOURS = ["#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#0072B2", "#8C6D31", "#F0E442", "#999999"]
 FIXED_COLOURS = {SUBJECT: "#D55E00", BASELINE: "#333333"}
 MAX_TIME_ROWS = 24
+MAX_COLUMNS = 4
 NARROW = 100  # an axis of less than two decades may show one power of ten, or none
 AXES = {"num_embeddings": "rows of the table", "tokens": "tokens", "threads": "threads"}
 
@@ -73,15 +74,19 @@ def draw_speedup(results: Results) -> Figure | None:
         {(m.provider, m.threads) for m in measured},
         key=lambda row: (list(_colours(results)).index(row[0]), row[1]),
     )
+    columns = min(MAX_COLUMNS, len(modes))
+    lines = -(-len(modes) // columns)
     figure, grid = plt.subplots(
-        1,
-        len(modes),
-        figsize=(1.6 + 3.4 * len(modes), 1.7 + 0.42 * len(rows)),
+        lines,
+        columns,
+        figsize=(1.6 + 3.4 * columns, 1 + (0.7 + 0.42 * len(rows)) * lines),
         sharey=True,
         squeeze=False,
         layout="constrained",
     )
-    for axes, mode in zip(grid[0], modes, strict=True):
+    for axes in grid.flat[len(modes) :]:
+        axes.set_visible(False)
+    for axes, mode in zip(grid.flat, modes, strict=False):
         _draw_ratios(axes, [m for m in measured if m.mode == mode], rows, _colours(results))
         axes.set_title(mode, fontsize=10)
     threads = sorted({m.threads for m in measured})
@@ -135,9 +140,9 @@ def _minor_label(value: float, _: int) -> str:
 def draw_times(results: Results) -> Figure | None:
     """Medians with p10 to p90 of every case, if the suite is small enough to read."""
     rows = list(dict.fromkeys((m.case, m.threads) for m in results.measurements))
-    if not rows or len(rows) > MAX_TIME_ROWS:
-        return None
     modes = unique(m.mode for m in results.measurements)
+    if not rows or len(rows) > MAX_TIME_ROWS or len(modes) > MAX_COLUMNS:
+        return None
     providers = unique(m.provider for m in results.measurements)
     colours = _colours(results)
     figure, grid = plt.subplots(
@@ -231,7 +236,7 @@ def draw_scaling(results: Results) -> Figure | None:
     }
     if not set(groups) - {"threads"}:
         return None
-    modes = unique(m.mode for m in results.measurements)
+    modes = unique(m.mode for m in results.measurements)[:MAX_COLUMNS]
     figure, grid = plt.subplots(
         len(groups),
         len(modes),

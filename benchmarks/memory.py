@@ -12,15 +12,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from benchmarks.cases import Case, make_data
+from benchmarks.cases import Case, CaseData, make_data
 from benchmarks.environment import ROOT
-from benchmarks.modes import MODES, Mode, deterministic, make_call
+from benchmarks.modes import Mode, deterministic, get_mode, make_call
 from benchmarks.providers import Provider, get_provider
+from benchmarks.steps import LEARNING_RATE, make_step_data, training_step
 
 CALLS = 3
 PROCESSES = 3
@@ -64,24 +67,34 @@ def _peak_growth(case: Case, provider: Provider, mode: Mode, device: str, seed: 
     small = Case(1, 1, 1, "uniform", case.dtype, case.index_dtype)
     _run(small, provider, mode, device, seed, calls=1)
     data = make_data(case, batches=CALLS, device=device, seed=seed)
-    lookup = provider.build(data.weight, case.padding_idx)
-    call = make_call(lookup, mode, data.grad_output)
+    call, batches = _prepare(data, provider, mode, device, seed)
     with torch.set_grad_enabled(mode.grad):
         if provider.compiles:
-            call(data.batches[0])
+            call(batches[0])
         baseline = _resident_bytes(device)
         _reset_peak(device)
-        for indices in data.batches:
-            call(indices)
+        for batch in batches:
+            call(batch)
     return max(0, _peak_bytes(device) - baseline)
 
 
 def _run(case: Case, provider: Provider, mode: Mode, device: str, seed: int, calls: int) -> None:
     data = make_data(case, batches=calls, device=device, seed=seed)
-    call = make_call(provider.build(data.weight, case.padding_idx), mode, data.grad_output)
+    call, batches = _prepare(data, provider, mode, device, seed)
     with torch.set_grad_enabled(mode.grad):
-        for indices in data.batches:
-            call(indices)
+        for batch in batches:
+            call(batch)
+
+
+def _prepare(
+    data: CaseData, provider: Provider, mode: Mode, device: str, seed: int
+) -> tuple[Callable[[Any], object], Sequence[Any]]:
+    lookup = provider.build(data.weight, data.case.padding_idx)
+    if mode.step is None:
+        return make_call(lookup, mode, data.grad_output), data.batches
+    calls = len(data.batches)
+    tensors = make_step_data(data, mode.step, batches=calls, seed=seed, device=device)
+    return training_step(lookup, tensors, LEARNING_RATE), tensors.batches
 
 
 def _resident_bytes(device: str) -> int:
@@ -127,7 +140,7 @@ def _max_resident_bytes() -> int:
 def main() -> None:
     job = json.loads(sys.argv[1])
     torch.set_num_threads(job["threads"])
-    provider, mode = get_provider(job["provider"]), MODES[job["mode"]]
+    provider, mode = get_provider(job["provider"]), get_mode(job["mode"])
     with deterministic(provider.deterministic):
         growth = _peak_growth(Case(**job["case"]), provider, mode, job["device"], job["seed"])
     print(growth)

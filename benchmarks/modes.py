@@ -11,6 +11,7 @@ from torch import Tensor
 
 from benchmarks.cases import Case, resolve_dtype
 from benchmarks.providers import Lookup, Provider
+from benchmarks.steps import PREFIX, Step
 
 # Up to here a call on a GPU is mostly overhead: graphs are measured and kernels are counted.
 SMALL_TOKENS = 4096
@@ -24,10 +25,13 @@ class Mode:
     backward: bool
     accumulate: bool = False
     graph: bool = False  # recorded as a CUDA graph, and replayed
+    step: Step | None = None  # a whole training step, see steps.py
 
     def applies_to(self, provider: Provider) -> bool:
         # A sparse .grad that is added to grows by every call: not the work of one step.
         if self.accumulate and provider.gradient == "sparse":
+            return False
+        if self.step and provider.gradient == "sparse" and not self.step.takes_sparse_gradients():
             return False
         return self.backward or not provider.deterministic  # every forward is deterministic
 
@@ -67,6 +71,17 @@ MODES = {
     )
 }
 DEFAULT_MODES = [name for name, mode in MODES.items() if not (mode.accumulate or mode.graph)]
+
+
+def get_mode(name: str) -> Mode:
+    """The mode of that name, training steps included; ValueError if there is none."""
+    if name.startswith(PREFIX):
+        step = Step.parse(name)
+        return Mode(name, step.description, grad=True, backward=True, step=step)
+    try:
+        return MODES[name]
+    except KeyError:
+        raise ValueError(f"no mode {name!r}; there are: {', '.join(MODES)}, step-…") from None
 
 
 @contextmanager

@@ -9,10 +9,14 @@ from pathlib import Path
 import torch
 
 from benchmarks.cases import resolve_dtype
-from benchmarks.modes import DEFAULT_MODES, MODES
+from benchmarks.modes import DEFAULT_MODES, MODES, get_mode
 from benchmarks.providers import BASELINE
 from benchmarks.record import RESULTS_DIR
+from benchmarks.steps import OPTIMIZERS, Step, combine
 from benchmarks.suites import SUITES
+
+MODELS = "models"
+STEP = "step"  # the mode that the options of training steps spell out
 
 RUN_EPILOG = """\
 examples:
@@ -21,6 +25,8 @@ examples:
   python -m benchmarks --suite cpu --cases zipf --list  what the grid has with Zipf indices
   python -m benchmarks --suite llm --modes forward-backward --memory
   python -m benchmarks --providers embed_ext torch.compile
+  python -m benchmarks --suite recsys --modes step --optimizer sgd adagrad --clip off on
+  python -m benchmarks --suite models --threads 1 2     training steps of whole models
   python -m benchmarks --suite recsys --device cuda --cold
   python -m benchmarks report benchmarks/results/quick-cpu.json
 
@@ -58,6 +64,15 @@ def _dtype_name(text: str) -> str:
     return text
 
 
+def _mode_name(text: str) -> str:
+    if text == STEP:
+        return text
+    try:
+        return get_mode(text).name
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
@@ -68,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for title, add in (
         ("what to measure", _add_what),
+        ("what a training step is, of the mode step", _add_step),
         ("how to measure", _add_how),
         ("where results go", _add_where),
     ):
@@ -78,10 +94,10 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_what(what: argparse._ArgumentGroup) -> None:
     what.add_argument(
         "--suite",
-        choices=SUITES,
+        choices=[*SUITES, MODELS],
         default="tiny",
         metavar="SUITE",
-        help=f"set of cases, of {', '.join(SUITES)}",
+        help=f"set of cases, of {', '.join(SUITES)}; or {MODELS}, which are models",
     )
     what.add_argument(
         "--cases",
@@ -100,10 +116,11 @@ def _add_what(what: argparse._ArgumentGroup) -> None:
     what.add_argument(
         "--modes",
         nargs="+",
-        choices=MODES,
+        type=_mode_name,
         default=[],
         metavar="MODE",
-        help=f"what a call does, of {', '.join(MODES)} "
+        help=f"what a call does, of {', '.join(MODES)}, {STEP}, or one step by its name, such as "
+        "step-sgd-clip-x2 "
         f"(default: the suite's, or else {', '.join(DEFAULT_MODES)})",
     )
     what.add_argument(
@@ -122,6 +139,49 @@ def _add_what(what: argparse._ArgumentGroup) -> None:
         help="dtype of the indices",
     )
     what.add_argument("--list", action="store_true", help="show cases and providers, run nothing")
+
+
+def _add_step(step: argparse._ArgumentGroup) -> None:
+    positive_int = _positive(int)
+    step.add_argument(
+        "--optimizer", nargs="+", choices=OPTIMIZERS, metavar="NAME", help="sgd, adamw, adagrad"
+    )
+    step.add_argument(
+        "--clip", nargs="+", choices=("off", "on"), help="clip_grad_norm_() before optimizer.step()"
+    )
+    step.add_argument(
+        "--uses",
+        nargs="+",
+        type=positive_int,
+        metavar="N",
+        help="lookups of the table in one step, each with indices of its own, added up",
+    )
+    step.add_argument(
+        "--tied", action="store_true", help="the table is also the output layer, of few positions"
+    )
+    step.add_argument(
+        "--foreach",
+        action=argparse.BooleanOptionalAction,
+        help="foreach of the optimizer and of the clipping (default: torch's own choice)",
+    )
+    step.add_argument(
+        "--accumulate", type=positive_int, metavar="N", help="micro-batches of one step"
+    )
+
+
+def chosen_steps(options: argparse.Namespace) -> list[Step] | None:
+    """The training steps that the options spell out; None if they say nothing of any."""
+    given = (options.optimizer, options.clip, options.uses, options.accumulate, options.foreach)
+    if STEP not in options.modes and not options.tied and all(value is None for value in given):
+        return None
+    return combine(
+        options.optimizer or ["sgd"],
+        [clip == "on" for clip in options.clip or ["off"]],
+        options.uses or [1],
+        tied=options.tied,
+        foreach=options.foreach,
+        accumulate=options.accumulate or 1,
+    )
 
 
 def _add_how(how: argparse._ArgumentGroup) -> None:

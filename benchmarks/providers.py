@@ -25,6 +25,7 @@ from benchmarks.record import ProviderRecord
 
 BASELINE = "nn.Embedding"
 SUBJECT = "embed_ext"
+KEPT = "embed_ext-kept"
 
 
 def _always_available() -> str | None:
@@ -188,7 +189,7 @@ register(
 )
 register(
     Provider(
-        "embed_ext-kept",
+        KEPT,
         "embed_ext.Embedding(keep_grad_buffer=True)",
         _embed_ext_kept,
         default=False,

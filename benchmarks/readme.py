@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 from benchmarks.environment import ROOT
 from benchmarks.formats import markdown_table
-from benchmarks.providers import BASELINE, SUBJECT
+from benchmarks.providers import BASELINE, KEPT, SUBJECT
 from benchmarks.record import RESULTS_DIR, Measurement, Results
 from benchmarks.stats import geometric_mean
 
 BEGIN = "<!-- figures: python -m benchmarks.readme -->\n"
 END = "<!-- end of figures -->\n"
-KEPT = "embed_ext-kept"
 SMALLEST_SHOWN = 40 * 2**20
 COLUMNS = (
     ("forward", "forward-no-grad", SUBJECT),

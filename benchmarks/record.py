@@ -31,6 +31,12 @@ class Settings:
     memory: bool = False
     bandwidth_mib: int = 256
     time_limit: float | None = None
+    extra_modes: list[str] = field(default_factory=list)  # of the cases with so many tokens:
+    extra_tokens: int = 0
+
+    def modes_of(self, tokens: int) -> list[str]:
+        """The modes in which a case of so many tokens is measured."""
+        return [*self.modes, *(self.extra_modes if tokens == self.extra_tokens else [])]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from benchmarks.formats import (
     mean_ratio,
     unique,
 )
-from benchmarks.modes import MODES
+from benchmarks.modes import get_mode
 from benchmarks.providers import BASELINE, SUBJECT
 from benchmarks.record import Measurement, Memory, Results
 
@@ -35,6 +35,8 @@ def render_markdown(results: Results, figures: Sequence[str] = ()) -> str:
         f"# Benchmark results: {results.name}",
         _introduction(results),
         _summary(results),
+        _steps(results),
+        _slower(results),
         *(f"![{name}]({name})" for name in figures),
         *_details(results),
         _bandwidth(results),
@@ -74,15 +76,64 @@ def _summary(results: Results) -> str:
         if measurement.provider != BASELINE:
             by_mode = groups.setdefault((measurement.provider, measurement.threads), {})
             by_mode.setdefault(measurement.mode, []).append(measurement)
-    modes = unique(m.mode for m in results.measurements)
+    measured = unique(m.mode for m in results.measurements)
+    modes = [mode for mode in measured if get_mode(mode).step is None]
     rows = []
     for (provider, threads), by_mode in sorted(groups.items(), key=lambda group: group[0][1]):
         means = [_mean_and_least(by_mode.get(mode, [])) for mode in modes]
         rows.append([f"{_label(results, provider)}, {_threads(threads)}", *means])
-    table = markdown_table(["geometric mean of ratios (least)", *modes], rows)
+    table = markdown_table(["geometric mean of ratios (least)", *modes], rows) if modes else ""
     if any(p.gradient == "sparse" and p.unavailable is None for p in results.providers):
         table += "\n\n† The gradient is sparse, which is less than a dense gradient offers."
     return table
+
+
+def _steps(results: Results) -> str:
+    """The means of whole training steps: a row a variant, since there may be many."""
+    steps = [m for m in results.measurements if get_mode(m.mode).step and m.provider != BASELINE]
+    if not steps:
+        return ""
+    columns = sorted({(m.threads, m.provider) for m in steps})
+    rows = []
+    for mode in unique(m.mode for m in steps):
+        own = [m for m in steps if m.mode == mode]
+        groups = [[m for m in own if (m.threads, m.provider) == column] for column in columns]
+        cases = str(len({m.case for m in own}))
+        rows.append([f"`{mode}`", cases, *(_mean_and_least(group) for group in groups)])
+    header = [f"{_label(results, provider)}, {_threads(n)}" for n, provider in columns]
+    table = markdown_table(["geometric mean of ratios (least)", "cases", *header], rows)
+    return "## Whole training steps\n\n" + table
+
+
+def _slower(results: Results) -> str:
+    """Every measurement of ours whose median is above the baseline's, the worst first."""
+    medians = {
+        (m.case, m.mode, m.threads): m.median
+        for m in results.measurements
+        if m.provider == BASELINE
+    }
+    slower = [
+        (m.ratio, m)
+        for m in results.measurements
+        if m.ratio is not None and m.ratio < 1 and m.provider.startswith(SUBJECT)
+    ]
+    if not medians:
+        return ""
+    title = f"## Slower than {BASELINE}\n\n"
+    if not slower:
+        return title + f"No case, in no mode: {SUBJECT} is below 1 nowhere."
+    rows = [
+        [
+            f"{m.case} {m.mode}",
+            f"{_label(results, m.provider)}, {_threads(m.threads)}",
+            f"{format_ratio(ratio)} ({format_ratio(m.ratio_p10)} to {format_ratio(m.ratio_p90)})",
+            format_seconds(medians[m.case, m.mode, m.threads]),
+            format_seconds(m.median),
+        ]
+        for ratio, m in sorted(slower, key=lambda entry: entry[0])
+    ]
+    header = ["case, mode", "provider", "ratio (p10 to p90)", BASELINE, "its own"]
+    return title + markdown_table(header, rows)
 
 
 def _mean_and_least(measurements: Sequence[Measurement]) -> str:
@@ -105,7 +156,7 @@ def _details(results: Results) -> list[str]:
         for threads in sorted({m.threads for m in results.measurements if m.mode == mode}):
             chosen = [m for m in results.measurements if (m.mode, m.threads) == (mode, threads)]
             title = f"## {mode}, {_threads(threads)}"
-            call = f"What a call does: {MODES[mode].description}."
+            call = f"What a call does: {get_mode(mode).description}."
             sections.append("\n\n".join([title, call, _detail_table(results, chosen)]))
     return sections
 

@@ -6,45 +6,40 @@ import dataclasses
 import random
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from benchmarks.bandwidth import measure_bandwidth
 from benchmarks.cases import Case, CaseData, make_data, make_weight
-from benchmarks.environment import (
-    available_memory_bytes,
-    describe_environment,
-    load_average,
-    without_folders,
-)
+from benchmarks.environment import describe_environment, load_average
 from benchmarks.graphs import replay
 from benchmarks.memory import measure_memory
 from benchmarks.modes import (
-    MODES,
     SMALL_TOKENS,
     Mode,
     count_traffic,
     deterministic,
+    get_mode,
     make_call,
     minimum_bytes,
 )
 from benchmarks.progress import Bar, progress_bar
-from benchmarks.providers import BASELINE, Lookup, Provider
-from benchmarks.record import (
-    Measurement,
-    Memory,
-    Rejection,
-    Results,
-    Settings,
-    significant,
+from benchmarks.providers import Lookup, Provider
+from benchmarks.record import Memory, Rejection, Results, Settings, significant
+from benchmarks.rejections import TooLarge, check_memory, rejection
+from benchmarks.steps import (
+    LEARNING_RATE,
+    Step,
+    make_step_data,
+    step_bytes,
+    step_working_bytes,
+    training_step,
 )
-from benchmarks.stats import summarise
-from benchmarks.timing import Sampler, Samples, interleave
-from benchmarks.verify import References, WrongResult, make_references, verify
-
-
-class _TooLarge(Exception):
-    """A case needs more memory than there is; the message says how much."""
+from benchmarks.summary import summarise_samples
+from benchmarks.timing import Sampler, interleave
+from benchmarks.verify import References, make_references, verify
+from benchmarks.verify_steps import make_step_reference, restore, verify_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +90,9 @@ class Runner:
         return self.results
 
     def _steps(self, cases: Sequence[Case]) -> int:
-        timed = len(self.settings.threads) * len(self.settings.modes)
-        memory = len(self.settings.modes) * len(self.providers) if self.settings.memory else 0
-        return len(cases) * (timed + memory)
+        modes = sum(len(self.settings.modes_of(case.tokens)) for case in cases)
+        memory = len(self.providers) if self.settings.memory else 0
+        return modes * (len(self.settings.threads) + memory)
 
     def _measure_bandwidth(self) -> None:
         for threads in self.settings.threads:
@@ -111,7 +106,7 @@ class Runner:
         try:
             data = self._make_data(case)
             references = make_references(data, self.settings.seed)
-        except (_TooLarge, torch.OutOfMemoryError) as error:
+        except (TooLarge, torch.OutOfMemoryError) as error:
             for provider in self.providers:
                 self._reject_for(error, case.name, provider)
             bar.update(self._steps([case]))
@@ -119,10 +114,12 @@ class Runner:
         for threads in self.settings.threads:
             torch.set_num_threads(threads)
             verified = self._verify(data, references)
-            for mode_name in self.settings.modes:
-                bar.set_description(f"{case.name} {mode_name} x{threads}")
-                if verified:
-                    self._time(data, MODES[mode_name], threads, verified)
+            for mode in map(get_mode, self.settings.modes_of(case.tokens)):
+                bar.set_description(f"{case.name} {mode.name} x{threads}")
+                if verified and mode.step:
+                    self._time_step(data, mode, mode.step, threads, verified)
+                elif verified:
+                    self._time(data, mode, threads, verified)
                 bar.update()
         if self.settings.memory:
             self._measure_memory(case, list(verified.values()), bar)
@@ -132,9 +129,7 @@ class Runner:
         if table != self._table:
             make_weight.cache_clear()  # or the last table were there while the next one is made
             self._table = table
-        available = available_memory_bytes(self.settings.device)
-        if available is not None and case.working_bytes > available:
-            raise _TooLarge(f"needs {case.working_bytes / 2**30:.1f} GiB of memory")
+        check_memory(case.working_bytes, self.settings.device)
         return make_data(
             case,
             batches=self.settings.batches,
@@ -142,9 +137,12 @@ class Runner:
             seed=self.settings.seed,
         )
 
-    def _reject(self, rejection: Rejection) -> None:
-        if rejection not in self.results.rejections:
-            self.results.rejections.append(rejection)
+    def _reject(self, rejected: Rejection) -> None:
+        if rejected not in self.results.rejections:
+            self.results.rejections.append(rejected)
+
+    def _reject_for(self, error: Exception, case: str, provider: Provider, mode: str = "") -> None:
+        self._reject(rejection(error, case, provider.name, mode))
 
     def _verify(self, data: CaseData, references: References) -> dict[str, _Verified]:
         case, verified = data.case.name, {}
@@ -160,23 +158,14 @@ class Runner:
                     lookup = provider.build(data.weight, data.case.padding_idx)
                     error_roundings = verify(lookup, references)
                 verified[provider.name] = _Verified(provider, lookup, error_roundings)
-            except WrongResult as error:
-                self._reject(Rejection(case, provider.name, "wrong", str(error)))
             except Exception as error:  # a provider may fail in any way; the others go on
                 self._reject_for(error, case, provider)
         return verified
 
-    def _reject_for(self, error: Exception, case: str, provider: Provider) -> None:
-        reason = (str(error).splitlines() or [""])[0]
-        if not isinstance(error, _TooLarge):
-            reason = without_folders(f"{type(error).__name__}: {reason}")
-        fits = not isinstance(error, (_TooLarge, torch.OutOfMemoryError))
-        self._reject(Rejection(case, provider.name, "failed" if fits else "skipped", reason))
-
     def _samplers(
         self, data: CaseData, mode: Mode, verified: dict[str, _Verified]
-    ) -> dict[str, Sampler]:
-        samplers = {}
+    ) -> dict[str, Sampler[Any]]:
+        samplers: dict[str, Sampler[Any]] = {}
         for name, entry in verified.items():
             if not mode.applies_to(entry.provider):
                 continue
@@ -188,23 +177,73 @@ class Runner:
                 except Exception as error:  # not every lookup can be recorded
                     self._reject_for(error, data.case.name, entry.provider)
                     continue
-            samplers[name] = Sampler(
-                call,
-                mode,
-                data.batches,
-                self.settings.device,
-                self.settings.cold,
-                is_deterministic,
-            )
+            samplers[name] = self._sampler(call, mode, data.batches, entry.provider)
         return samplers
+
+    def _sampler(
+        self, call: Callable[[Any], object], mode: Mode, batches: Sequence[Any], provider: Provider
+    ) -> Sampler[Any]:
+        settings = self.settings
+        return Sampler(call, mode, batches, settings.device, settings.cold, provider.deterministic)
 
     def _time(
         self, data: CaseData, mode: Mode, threads: int, verified: dict[str, _Verified]
     ) -> None:
-        settings, is_small = self.settings, data.case.tokens <= SMALL_TOKENS
-        if mode.graph and not (is_small and settings.device == "cuda"):
+        is_small = data.case.tokens <= SMALL_TOKENS
+        if mode.graph and not (is_small and self.settings.device == "cuda"):
             return
         samplers = self._samplers(data, mode, verified)
+        traffic = count_traffic(data.batches, data.case.padding_idx)
+        bytes_moved = minimum_bytes(mode, data.case, traffic)
+        self._interleave(data.case, mode, threads, verified, samplers, bytes_moved)
+        for entry in verified.values():
+            entry.lookup.weight.grad = None
+
+    def _time_step(
+        self,
+        data: CaseData,
+        mode: Mode,
+        step: Step,
+        threads: int,
+        verified: dict[str, _Verified],
+    ) -> None:
+        case, settings = data.case, self.settings
+        chosen = {n: entry for n, entry in verified.items() if mode.applies_to(entry.provider)}
+        try:
+            check_memory(step_working_bytes(step, case, len(chosen)), settings.device)
+            original = data.weight.clone()
+            tensors = make_step_data(
+                data, step, batches=settings.batches, seed=settings.seed, device=settings.device
+            )
+            reference = make_step_reference(original, tensors, case)
+        except (TooLarge, torch.OutOfMemoryError) as error:
+            for entry in chosen.values():
+                self._reject_for(error, case.name, entry.provider, mode.name)
+            return
+        samplers: dict[str, Sampler[Any]] = {}
+        for name, entry in chosen.items():
+            try:
+                with deterministic(entry.provider.deterministic):
+                    verify_step(entry.lookup, tensors, reference)
+                call = training_step(entry.lookup, tensors, LEARNING_RATE)
+                samplers[name] = self._sampler(call, mode, tensors.batches, entry.provider)
+            except Exception as error:  # not every gradient is taken by every optimizer
+                self._reject_for(error, case.name, entry.provider, mode.name)
+        del reference
+        self._interleave(case, mode, threads, chosen, samplers, step_bytes(tensors, case))
+        for entry in chosen.values():
+            restore(entry.lookup, original)
+
+    def _interleave(
+        self,
+        case: Case,
+        mode: Mode,
+        threads: int,
+        verified: dict[str, _Verified],
+        samplers: dict[str, Sampler[Any]],
+        bytes_moved: int,
+    ) -> None:
+        settings, is_small = self.settings, case.tokens <= SMALL_TOKENS
         samples = interleave(
             samplers,
             rounds=settings.rounds,
@@ -212,12 +251,9 @@ class Runner:
             budget=settings.budget,
             shuffler=self._shuffler,
         )
-        traffic = count_traffic(data.batches, data.case.padding_idx)
         copy = self.results.bandwidth.get(str(threads), {}).get("copy")
         for name, sampler in samplers.items():
-            measurement = summarise_samples(
-                data.case, mode, threads, name, samples, minimum_bytes(mode, data.case, traffic)
-            )
+            measurement = summarise_samples(case, mode, threads, name, samples, bytes_moved)
             measurement = dataclasses.replace(
                 measurement,
                 copy_share=copy and significant(measurement.gb_per_second / copy),
@@ -226,13 +262,11 @@ class Runner:
                 launches=sampler.launches() if is_small and not mode.graph else None,
             )
             self.results.measurements.append(measurement)
-        for entry in verified.values():
-            entry.lookup.weight.grad = None
 
     def _measure_memory(self, case: Case, verified: Sequence[_Verified], bar: Bar) -> None:
-        for mode in self.settings.modes:
+        for mode in self.settings.modes_of(case.tokens):
             for provider in (entry.provider for entry in verified):
-                if MODES[mode].graph or not MODES[mode].applies_to(provider):
+                if get_mode(mode).graph or not get_mode(mode).applies_to(provider):
                     continue
                 name = provider.name
                 bar.set_description(f"{case.name} {mode} memory of {name}")
@@ -250,42 +284,3 @@ class Runner:
                 else:
                     self.results.memory.append(Memory(case.name, mode, name, peak))
             bar.update(len(self.providers))
-
-
-def summarise_samples(
-    case: Case,
-    mode: Mode,
-    threads: int,
-    provider: str,
-    samples: dict[str, Samples],
-    bytes_moved: int,
-) -> Measurement:
-    """A provider's median and quantiles, and its ratio to the baseline timed in the same rounds."""
-    own = samples[provider]
-    summary = summarise(own.seconds)
-    ratio = ratio_p10 = ratio_p90 = None
-    if baseline := samples.get(BASELINE):
-        ratio = significant(summarise(baseline.seconds).median / summary.median)
-        paired = [b / s for b, s in zip(baseline.seconds, own.seconds, strict=True)]
-        spread = summarise(paired)
-        ratio_p10, ratio_p90 = significant(spread.p10), significant(spread.p90)
-    return Measurement(
-        case=case.name,
-        **dataclasses.asdict(case),
-        threads=threads,
-        mode=mode.name,
-        provider=provider,
-        median=significant(summary.median),
-        p10=significant(summary.p10),
-        p90=significant(summary.p90),
-        rounds=len(own.seconds),
-        inner=own.inner,
-        ratio=ratio,
-        ratio_p10=ratio_p10,
-        ratio_p90=ratio_p90,
-        minimum_bytes=bytes_moved,
-        gb_per_second=significant(bytes_moved / summary.median / 1e9),
-        copy_share=None,
-        page_faults=None,
-        error_roundings=0.0,
-    )

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 
 from benchmarks import gpu_suites
 from benchmarks.cases import Case
+from benchmarks.providers import BASELINE, KEPT, SUBJECT
+from benchmarks.steps import Step, combine
 
 MAX_OUTPUT_BYTES = 512 * 2**20
 LOW_PRECISION = "bfloat16"
@@ -22,6 +24,9 @@ class Suite:
     # What is measured unless the command line says otherwise; if empty, what is usual.
     modes: tuple[str, ...] = ()
     providers: tuple[str, ...] = ()
+    # What is measured beside that, at one number of tokens.
+    extra_modes: tuple[str, ...] = ()
+    extra_tokens: int = 0
 
 
 def _tiny() -> Iterable[Case]:
@@ -83,6 +88,26 @@ def _recsys() -> Iterable[Case]:
                 yield Case(*table, tokens, distribution)
 
 
+STEP_MODES = tuple(step.name for step in combine(["sgd"], [False, True], [1, 2]))
+STEP_TOKENS = 4096
+EXTRA_STEPS = (
+    Step("adamw"),
+    Step("adagrad"),
+    Step(uses=4),
+    Step(tied=True),
+    Step(accumulate=4),
+    Step(clip=True, foreach=False),
+)
+
+
+def _step() -> Iterable[Case]:
+    tables = [(100, 100), (200_000, 64), (32_000, 512), (1_000_000, 64), (50_257, 768)]
+    for table in tables:
+        for tokens in (64, STEP_TOKENS, 16_384 if table[1] == 768 else 65_536):
+            for distribution in ("uniform", "zipf", "zipf-sorted"):
+                yield Case(*table, tokens, distribution)
+
+
 def _suite(name: str, description: str, cases: Iterable[Case]) -> Suite:
     unique = dict.fromkeys(case for case in cases if case.output_bytes <= MAX_OUTPUT_BYTES)
     return Suite(name, description, tuple(unique))
@@ -105,6 +130,15 @@ SUITES = {
         _suite("scaling", "cost against table size, tokens and threads", _scaling()),
         _suite("llm", "vocabularies of language models, Zipf tokens", _llm()),
         _suite("recsys", "tall tables of recommenders, large batches", _recsys()),
+        Suite(
+            "step",
+            "whole training steps: optimizers, clipping, several uses; half an hour",
+            tuple(_step()),
+            modes=("forward-backward", *STEP_MODES),
+            providers=(SUBJECT, BASELINE, KEPT),
+            extra_modes=tuple(step.name for step in EXTRA_STEPS),
+            extra_tokens=STEP_TOKENS,
+        ),
         _gpu_suite(
             "gpu-quick",
             "for a GPU: one case of each kind; a minute",

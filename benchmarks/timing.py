@@ -12,10 +12,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
@@ -49,17 +48,18 @@ def gpu_seconds(call: Callable[[T], object], arguments: Sequence[T]) -> float:
 
 
 @dataclass
-class Sampler:
-    """Times calls of one provider in one mode over rotating batches of indices, each [tokens]."""
+class Sampler(Generic[T]):
+    """Times calls of one provider in one mode over rotating batches: indices, each [tokens], or
+    what a training step needs of them."""
 
-    call: Callable[[Tensor], object]
+    call: Callable[[T], object]
     mode: Mode
-    batches: Sequence[Tensor]
+    batches: Sequence[T]
     device: str = "cpu"
     cold: bool = False
     deterministic: bool = False
-    _rotation: Iterator[Tensor] = field(init=False)
-    _flush: Tensor | None = field(init=False, default=None)
+    _rotation: Iterator[T] = field(init=False)
+    _flush: torch.Tensor | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self._rotation = itertools.cycle(self.batches)
@@ -99,12 +99,13 @@ class Sampler:
         """Page faults a call, which time alone does not show; None where they are not counted."""
         if self.on_gpu:
             return None
+        calls = 1 if self.mode.step else COUNTED_CALLS  # a step may take a second
         before = _minor_faults()
-        self.sample(COUNTED_CALLS)
+        self.sample(calls)
         after = _minor_faults()
         if before is None or after is None:
             return None
-        return (after - before) / COUNTED_CALLS
+        return (after - before) / calls
 
     def launches(self) -> float | None:
         """Kernels, copies and fills that the GPU runs a call; None where they are not counted."""
@@ -127,7 +128,7 @@ def _minor_faults() -> int | None:
 
 
 @contextmanager
-def _garbage_collection_paused() -> Iterator[None]:
+def garbage_collection_paused() -> Iterator[None]:
     was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -145,7 +146,7 @@ class Samples:
 
 
 def interleave(
-    samplers: Mapping[str, Sampler],
+    samplers: Mapping[str, Sampler[Any]],
     *,
     rounds: int,
     min_time: float,
@@ -157,7 +158,7 @@ def interleave(
     At least MIN_ROUNDS rounds are run (or ``rounds`` if that is less), whatever the budget.
     """
     seconds: dict[str, list[float]] = {name: [] for name in samplers}
-    with _garbage_collection_paused():
+    with garbage_collection_paused():
         inner = {name: sampler.autorange(min_time) for name, sampler in samplers.items()}
         start = time.perf_counter()
         for done in range(rounds):
