@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.environment import describe_environment
-from benchmarks.experiments import kept_gradient, tiny_call
+from benchmarks.experiments import huge_pages, kept_gradient, many_tables, tiny_call
 from benchmarks.experiments.report import render
 from benchmarks.record import RESULTS_DIR
 
@@ -95,6 +95,8 @@ def measure() -> dict[str, Any]:
             "page_faults": page_faults(folder),
             "row_copies": list(row_copies(folder)),
             "kept_gradients": list(kept_gradients()),
+            "huge_pages": list(tqdm(huge_pages.measure(), desc="huge pages")),
+            "many_tables": list(tqdm(many_tables.measure(), desc="many tables")),
             "tiny_calls": list(tiny_calls()),
         }
 

@@ -47,6 +47,15 @@ def render(results: dict[str, Any]) -> str:
             "who",
             "us",
         ),
+        "## A training step, by who gets huge pages",
+        pivot(
+            results["huge_pages"],
+            lambda row: f"{row['case']}; huge pages: {row['huge_pages']}",
+            "who",
+            "us",
+        ),
+        "## The backward of many small tables",
+        pivot(results["many_tables"], lambda row: f"{row['tables']:,} tables", "who", "us"),
         "## A tiny forward and backward",
         markdown_table(["who", "us"], [[r["who"], f"{r['us']}"] for r in results["tiny_calls"]]),
     ]
