@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from benchmarks.environment import ROOT
 from benchmarks.formats import markdown_table
@@ -13,6 +13,13 @@ from benchmarks.stats import geometric_mean
 BEGIN = "<!-- figures: python -m benchmarks.readme -->\n"
 END = "<!-- end of figures -->\n"
 SMALLEST_SHOWN = 40 * 2**20
+STEP_COLUMNS = (
+    ("SGD", "step-sgd"),
+    ("clipping + SGD", "step-sgd-clip"),
+    ("SGD, two lookups", "step-sgd-x2"),
+    ("AdamW", "step-adamw"),
+    ("forward + backward", "forward-backward"),
+)
 COLUMNS = (
     ("forward", "forward-no-grad", SUBJECT),
     ("forward + backward", "forward-backward", SUBJECT),
@@ -29,8 +36,10 @@ def readme_figures() -> str:
     speed = _load("cpu-cpu")
     memory = _load("quick-memory")
     threads = max(speed.settings.threads)
+    steps = step_figures(_load("step-cpu")) if (RESULTS_DIR / "step-cpu.json").exists() else []
     return "\n".join(
         [
+            *steps,
             f"Times `nn.Embedding`'s speed on the CPU ({speed.environment['cpu']}, "
             f"{threads} threads, torch {speed.environment['torch']}): geometric mean, and in "
             "brackets the least and the most, over 1 to 262,144 tokens, five distributions of "
@@ -46,24 +55,72 @@ def readme_figures() -> str:
     )
 
 
-def _speed_table(results: Results, threads: int) -> str:
-    tables = dict.fromkeys((m.num_embeddings, m.embedding_dim) for m in results.measurements)
+def step_figures(results: Results) -> list[str]:
+    """The lines about whole training steps, of the most threads that were measured."""
+    threads = max(results.settings.threads)
+    tokens = sorted({m.tokens for m in results.measurements})
+    distributions = sorted({m.distribution for m in results.measurements})
+    few = results.settings.extra_tokens
+    return [
+        f"A whole training step (`zero_grad()`, forward, backward, `optimizer.step()`) on the CPU "
+        f"({results.environment['cpu']}, {threads} threads, torch "
+        f"{results.environment['torch']}), times `nn.Embedding`'s speed: as it is / with "
+        f"`keep_grad_buffer`, geometric means over {tokens[0]:,} to {tokens[-1]:,} tokens and "
+        f"the distributions {', '.join(distributions)}"
+        + (f"; AdamW at {few:,} tokens." if few else "."),
+        "",
+        _step_table(results, threads),
+        "",
+    ]
+
+
+def _step_table(results: Results, threads: int) -> str:
+    columns = [
+        [_select(results, threads, mode, provider) for provider in (SUBJECT, KEPT)]
+        for _, mode in STEP_COLUMNS
+    ]
     rows = []
-    for table in sorted(tables, key=lambda shape: shape[0] * shape[1]):
-        cells = [
-            _range(
-                [
-                    m
-                    for m in _select(results, threads, mode, provider)
-                    if (m.num_embeddings, m.embedding_dim) == table
-                ]
-            )
-            for _, mode, provider in COLUMNS
-        ]
-        rows.append([f"{table[0]:,} × {table[1]:,}", *cells])
-    cells = [_range(_select(results, threads, mode, provider)) for _, mode, provider in COLUMNS]
+    for table in _tables(results):
+        cells = [[_of_table(group, table) for group in pair] for pair in columns]
+        rows.append([_table_name(table), *(_pair(pair, geometric_mean) for pair in cells)])
+    rows.append(["**all**", *(_pair(pair, geometric_mean) for pair in columns)])
+    rows.append(["the slowest case", *(_pair(pair, min) for pair in columns)])
+    return markdown_table(["table", *(title for title, _ in STEP_COLUMNS)], rows)
+
+
+def _pair(
+    groups: Sequence[Sequence[Measurement]], one_of: Callable[[Sequence[float]], float | None]
+) -> str:
+    cells = []
+    for group in groups:
+        ratios = [m.ratio for m in group if m.ratio is not None]
+        value = one_of(ratios) if ratios else None
+        cells.append("-" if value is None else _two_digits(value))
+    return " / ".join(cells)
+
+
+def _tables(results: Results) -> list[tuple[int, int]]:
+    """Their shapes, the smallest first."""
+    tables = {(m.num_embeddings, m.embedding_dim) for m in results.measurements}
+    return sorted(tables, key=lambda shape: (shape[0] * shape[1], shape))
+
+
+def _table_name(table: tuple[int, int]) -> str:
+    return f"{table[0]:,} × {table[1]:,}"
+
+
+def _of_table(measurements: Sequence[Measurement], table: tuple[int, int]) -> list[Measurement]:
+    return [m for m in measurements if (m.num_embeddings, m.embedding_dim) == table]
+
+
+def _speed_table(results: Results, threads: int) -> str:
+    columns = [_select(results, threads, mode, provider) for _, mode, provider in COLUMNS]
+    rows = [
+        [_table_name(table), *(_range(_of_table(column, table)) for column in columns)]
+        for table in _tables(results)
+    ]
     header = ["table", *(title for title, _, _ in COLUMNS)]
-    return markdown_table(header, [*rows, ["**all**", *cells]])
+    return markdown_table(header, [*rows, ["**all**", *map(_range, columns)]])
 
 
 def _select(results: Results, threads: int, mode: str, provider: str) -> list[Measurement]:
