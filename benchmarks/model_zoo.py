@@ -103,7 +103,7 @@ def _sequences(vocabulary: int, kinds: int) -> Callable[[int, int], list[Batch]]
     return make
 
 
-def _triples(entities: int, relations: int) -> Callable[[int, int], list[Batch]]:
+def make_triples(entities: int, relations: int) -> Callable[[int, int], list[Batch]]:
     def make(count: int, seed: int) -> list[Batch]:
         heads, corrupt = (
             make_indices(Case(entities, 1, TRIPLES, kind), 2 * count, seed)
@@ -123,7 +123,7 @@ def _language_loss(model: nn.Module, batch: Batch) -> Tensor:
     return loss
 
 
-def _own_loss(model: nn.Module, batch: Batch) -> Tensor:
+def own_loss(model: nn.Module, batch: Batch) -> Tensor:
     loss: Tensor = model(*batch)
     return loss
 
@@ -155,8 +155,8 @@ MODELS = {
             "TransE, 123,182 entities and 37 relations (as YAGO3-10) x 128, 1,024 triples; three "
             "uses of the entities",
             lambda: TransE(123_182, 37, 128),
-            _triples(123_182, 37),
-            _own_loss,
+            make_triples(123_182, 37),
+            own_loss,
             ("sgd", "sgd-clip", "adagrad", "adamw"),
         ),
     )

@@ -34,7 +34,8 @@ CHECKED_STEPS = 3
 # The first losses must be equal, as forward copies rows; after that the tables differ by the
 # roundings of sums of different order.
 LARGEST_DIFFERENCE = 1e-5
-LEARNING_RATE = 1e-3
+# Large enough for a wrong gradient to show in the next loss.
+LEARNING_RATES = {"sgd": 0.1, "adagrad": 0.01, "adamw": 1e-3}
 
 
 @dataclasses.dataclass
@@ -50,7 +51,7 @@ class Trained:
         name, _, clip = self.step.partition("-")
         self.clip = bool(clip)
         make: Callable[..., torch.optim.Optimizer] = OPTIMIZERS[name]
-        self.optimizer = make(self.model.parameters(), lr=LEARNING_RATE)
+        self.optimizer = make(self.model.parameters(), lr=LEARNING_RATES[name])
 
     def train(self, batch: Batch) -> float:
         """One step on a batch, whose phases are noted; returns the loss."""
