@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grad_norm_, clip_grads_with_norm_
 from torch.optim import SGD, Adagrad, AdamW, Optimizer
 
 from benchmarks.cases import Case, CaseData, make_indices, resolve_dtype
@@ -155,9 +155,16 @@ def make_step_data(data: CaseData, step: Step, *, batches: int, seed: int, devic
 
 
 def training_step(
-    lookup: Lookup, data: StepData, learning_rate: float
+    lookup: Lookup,
+    data: StepData,
+    learning_rate: float,
+    norm_of: Callable[[Tensor], Tensor] | None = None,
 ) -> Callable[[StepBatch], None]:
-    """What is timed: a function of a batch that trains the table, with an optimizer of its own."""
+    """What is timed: a function of a batch that trains the table, with an optimizer of its own.
+
+    ``norm_of`` replaces the norm that clipping takes of the gradient
+    [num_embeddings, embedding_dim].
+    """
     step, call, weight = data.step, lookup.call, lookup.weight
     make: Callable[..., Optimizer] = OPTIMIZERS[step.optimizer]
     optimizer = make([weight], lr=learning_rate, foreach=step.foreach)
@@ -178,8 +185,10 @@ def training_step(
             for indices in others:
                 output = output + call(indices)
             backward(output)
-        if step.clip:
+        if step.clip and norm_of is None:
             clip_grad_norm_(weight, max_norm, foreach=step.foreach)
+        elif step.clip and norm_of is not None and weight.grad is not None:
+            clip_grads_with_norm_(weight, max_norm, norm_of(weight.grad), foreach=step.foreach)
         optimizer.step()
 
     return train

@@ -52,6 +52,23 @@ def test_right_steps_pass_and_leave_the_table_as_it_was(
         assert lookup.weight.grad is None
 
 
+@pytest.mark.parametrize("name", [BASELINE, SUBJECT])
+def test_the_error_of_a_long_norm_is_not_the_lookups(name: str) -> None:
+    provider = providers.get_provider(name)
+    if reason := provider.unavailable():
+        pytest.skip(reason)
+    case = Case(32_000, 512, 4096, "zipf-sorted")
+    data = data_of(case)
+    original, made = data.weight.clone(), step_data_of(data, Step(clip=True, uses=2))
+    grad = torch.zeros_like(original)
+    for indices in steps.named_rows(made.batches[:1]):
+        grad.index_add_(0, indices, made.grad_output)
+    exact = float(grad.double().norm())
+    assert abs(float(grad.norm()) / exact - 1) > 1e-4  # which is what makes this a test
+    reference = make_step_reference(original, made, case)
+    verify_step(provider.build(data.weight, None), made, reference)
+
+
 def faulty(weight: Tensor, fault: str) -> Lookup:
     """A lookup whose gradient [num_embeddings, embedding_dim] goes wrong as ``fault`` says."""
     parameter = nn.Parameter(weight.clone())
