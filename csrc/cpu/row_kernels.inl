@@ -12,6 +12,18 @@ constexpr int64_t kPrefetchBytes = 256;  // of a row; the hardware streams in th
 constexpr int64_t kPrefetchLongRows = 4;
 constexpr int64_t kLongRowBytes = 1024;
 
+// How far ahead rows of a table are fetched: those to be read, and those to be added to.
+struct Ahead {
+  explicit Ahead(int64_t row_bytes) {
+    if (row_bytes >= kLongRowBytes) {
+      rows = kPrefetchLongRows;
+      bytes = kLongRowBytes;
+    }
+  }
+  int64_t rows = kPrefetchRows;
+  int64_t bytes = kPrefetchBytes;
+};
+
 inline void prefetch_row(const char* row, int64_t row_bytes, int64_t most = kPrefetchBytes) {
   const int64_t bytes = row_bytes < most ? row_bytes : most;
   for (int64_t offset = 0; offset < bytes; offset += 64) {
@@ -69,14 +81,12 @@ enum class Store { kCached, kStreamed };
 template <int64_t Bytes, Store How, class Index>
 void copy_rows(const GatherTask<Index>& task) {
   const int64_t row_bytes = Bytes > 0 ? Bytes : task.row_bytes;
-  const bool is_long = row_bytes >= kLongRowBytes;
-  const int64_t distance = is_long ? kPrefetchLongRows : kPrefetchRows;
-  const int64_t most = is_long ? kLongRowBytes : kPrefetchBytes;
-  const int64_t ahead = task.count > distance ? task.count - distance : 0;
+  const Ahead ahead(row_bytes);
+  const int64_t last = task.count > ahead.rows ? task.count - ahead.rows : 0;
   for (int64_t i = 0; i < task.count; ++i) {
-    if (i < ahead) {
-      prefetch_row(task.table + int64_t(task.indices[i + distance]) * task.table_stride, row_bytes,
-                   most);
+    if (i < last) {
+      prefetch_row(task.table + int64_t(task.indices[i + ahead.rows]) * task.table_stride,
+                   row_bytes, ahead.bytes);
     }
     char* to = task.out + i * row_bytes;
     const char* from = task.table + int64_t(task.indices[i]) * task.table_stride;
@@ -317,7 +327,12 @@ void gather_rows(const GatherTask<Index>& task) {
 
 template <class In, class Out, class TokenT>
 void sum_runs(const SumTask<TokenT>& task) {
+  const int64_t row_bytes = task.width * int64_t(sizeof(Out));
+  const Ahead ahead(row_bytes);
   for (int64_t r = 0; r < task.run_count; ++r) {
+    if (task.add && r + ahead.rows < task.run_count) {
+      prefetch_row(static_cast<const char*>(task.runs[r + ahead.rows].out), row_bytes, ahead.bytes);
+    }
     sum_run<In, Out>(task.runs[r], task);
   }
   if (task.streamed) {
