@@ -92,7 +92,11 @@ STEP_MODES = tuple(step.name for step in combine(["sgd"], [False, True], [1, 2])
 STEP_TOKENS = 4096
 EXTRA_STEPS = (
     Step("adamw"),
+    Step("adamw", clip=True),
+    Step("adamw", foreach=False),
     Step("adagrad"),
+    Step("adagrad", clip=True),
+    Step("adagrad", foreach=False),
     Step(uses=4),
     Step(tied=True),
     Step(accumulate=4),
