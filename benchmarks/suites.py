@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from benchmarks import gpu_suites
 from benchmarks.cases import Case
 from benchmarks.providers import BASELINE, KEPT, SUBJECT
-from benchmarks.steps import Step, combine
+from benchmarks.steps import OPTIMIZERS, Step, combine
 
 MAX_OUTPUT_BYTES = 512 * 2**20
 LOW_PRECISION = "bfloat16"
@@ -92,11 +92,7 @@ STEP_MODES = tuple(step.name for step in combine(["sgd"], [False, True], [1, 2])
 STEP_TOKENS = 4096
 EXTRA_STEPS = (
     Step("adamw"),
-    Step("adamw", clip=True),
-    Step("adamw", foreach=False),
     Step("adagrad"),
-    Step("adagrad", clip=True),
-    Step("adagrad", foreach=False),
     Step(uses=4),
     Step(tied=True),
     Step(accumulate=4),
@@ -104,9 +100,24 @@ EXTRA_STEPS = (
 )
 
 
+STEP_TABLES = ((100, 100), (200_000, 64), (32_000, 512), (1_000_000, 64), (50_257, 768))
+
+
+def _optimizer_modes() -> Iterable[str]:
+    for foreach in (None, True):  # by default torch goes without it on a CPU
+        for step in combine(list(OPTIMIZERS), [False, True], [1], foreach=foreach):
+            if foreach or step.clip:  # the others are in the suite of steps
+                yield step.name
+
+
+def _optimizers() -> Iterable[Case]:
+    for table in STEP_TABLES:
+        for distribution in ("uniform", "zipf-sorted"):
+            yield Case(*table, STEP_TOKENS, distribution)
+
+
 def _step() -> Iterable[Case]:
-    tables = [(100, 100), (200_000, 64), (32_000, 512), (1_000_000, 64), (50_257, 768)]
-    for table in tables:
+    for table in STEP_TABLES:
         for tokens in (64, STEP_TOKENS, 16_384 if table[1] == 768 else 65_536):
             for distribution in ("uniform", "zipf", "zipf-sorted"):
                 yield Case(*table, tokens, distribution)
@@ -142,6 +153,13 @@ SUITES = {
             providers=(SUBJECT, BASELINE, KEPT),
             extra_modes=tuple(step.name for step in EXTRA_STEPS),
             extra_tokens=STEP_TOKENS,
+        ),
+        Suite(
+            "optimizers",
+            "whole training steps with every optimizer, clipped and foreach; ten minutes",
+            tuple(_optimizers()),
+            modes=tuple(_optimizer_modes()),
+            providers=(SUBJECT, BASELINE, KEPT),
         ),
         _gpu_suite(
             "gpu-quick",
