@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -250,3 +251,20 @@ def test_language_models_are_tied_and_give_a_loss(name: str) -> None:
     loss = case.loss(model, tuple(indices % 97 for indices in batch))
     loss.backward()
     assert loss.isfinite() and model.get_input_embeddings().weight.grad is not None
+
+
+def test_geometric_model_draws_the_same_for_each_variant(tmp_path: Path) -> None:
+    pytest.importorskip("torch_geometric", reason="needs the models extra")
+    small = dataclasses.replace(
+        model_zoo.MODELS["distmult"],
+        build=lambda: model_zoo.distmult(200, 5, 8),
+        batches=model_zoo.make_triples(200, 5),
+    )
+    status, _ = models.run_models(options_for(tmp_path), [small])
+    results = model_report.ModelResults.from_json((tmp_path / "models-cpu.json").read_text())
+    assert status == 0 and results.complete and not results.rejections
+    assert {m.step for m in results.measurements} == {"adagrad", "sgd-clip"}
+    first, second = small.batches(2, 0)
+    model = small.build()
+    losses = [float(small.loss(model, batch).detach()) for batch in (first, first, second)]
+    assert losses[0] == losses[1] != losses[2]
