@@ -1,7 +1,10 @@
 """Run the experiments behind the CPU kernels' constants, and write what they measured.
 
 python -m benchmarks.experiments          # a few minutes, on a quiet machine
+python -m benchmarks.experiments ddp      # some of them, by name, into the results that are there
 python -m benchmarks.experiments report   # only the tables, from the results that are there
+
+What is measured by name keeps a record of its own machine and date, which the tables show.
 """
 
 from __future__ import annotations
@@ -11,15 +14,15 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from benchmarks.environment import describe_environment
-from benchmarks.experiments import huge_pages, kept_gradient, many_tables, tiny_call
+from benchmarks.environment import Environment, describe_environment
+from benchmarks.experiments import ddp, huge_pages, kept_gradient, many_tables, tiny_call
 from benchmarks.experiments.report import render
 from benchmarks.record import RESULTS_DIR
 
@@ -48,33 +51,38 @@ def output_of(*command: object) -> str:
     return subprocess.run(words, check=True, capture_output=True, text=True).stdout
 
 
-def page_faults(folder: str) -> list[dict[str, Any]]:
-    lines = output_of(compiled("page_faults", folder)).split()
-    return [
-        {"memory": memory, "share": float(share), "us": float(us), "us_with_pass": float(passed)}
-        for memory, share, us, passed in zip(*(lines[i::4] for i in range(4)), strict=True)
-    ]
+def page_faults() -> Iterator[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        lines = output_of(compiled("page_faults", folder)).split()
+    for memory, share, us, passed in zip(*(lines[i::4] for i in range(4)), strict=True):
+        yield {
+            "memory": memory,
+            "share": float(share),
+            "us": float(us),
+            "us_with_pass": float(passed),
+        }
 
 
-def row_copies(folder: str) -> Iterator[dict[str, Any]]:
-    program = compiled("row_copy", folder)
-    for rows, row_bytes, tokens in tqdm(ROW_COPIES, desc="row copies"):
-        for line in output_of(program, rows, row_bytes, tokens).splitlines():
-            way, alone, consumed = line.split(";")
-            yield {
-                "rows": rows,
-                "row_bytes": row_bytes,
-                "tokens": tokens,
-                "way": way,
-                "us": float(alone),
-                "us_with_consumer": float(consumed),
-            }
+def row_copies() -> Iterator[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        program = compiled("row_copy", folder)
+        for rows, row_bytes, tokens in ROW_COPIES:
+            for line in output_of(program, rows, row_bytes, tokens).splitlines():
+                way, alone, consumed = line.split(";")
+                yield {
+                    "rows": rows,
+                    "row_bytes": row_bytes,
+                    "tokens": tokens,
+                    "way": way,
+                    "us": float(alone),
+                    "us_with_consumer": float(consumed),
+                }
 
 
 def kept_gradients() -> Iterator[dict[str, Any]]:
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        for table in tqdm(kept_gradient.TABLES, desc=f"kept gradients, threads {threads}"):
+        for table in kept_gradient.TABLES:
             torch.manual_seed(0)
             for who, seconds in kept_gradient.measure(*table).items():
                 case = "{}x{}/{}".format(*table)
@@ -87,28 +95,44 @@ def tiny_calls() -> Iterator[dict[str, Any]]:
         yield {"who": who, "us": round(seconds * 1e6, 2)}
 
 
-def measure() -> dict[str, Any]:
-    environment = describe_environment("cpu")
-    with tempfile.TemporaryDirectory() as folder:
-        return {
-            "environment": environment,
-            "page_faults": page_faults(folder),
-            "row_copies": list(row_copies(folder)),
-            "kept_gradients": list(kept_gradients()),
-            "huge_pages": list(tqdm(huge_pages.measure(), desc="huge pages")),
-            "many_tables": list(tqdm(many_tables.measure(), desc="many tables")),
-            "tiny_calls": list(tiny_calls()),
-        }
+EXPERIMENTS: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
+    "page_faults": page_faults,
+    "row_copies": row_copies,
+    "kept_gradients": kept_gradients,
+    "huge_pages": huge_pages.measure,
+    "many_tables": many_tables.measure,
+    "tiny_calls": tiny_calls,
+    "ddp": ddp.measure,
+}
 
 
-def main() -> None:
-    path = RESULTS_DIR / "experiments.json"
-    if sys.argv[1:] != ["report"]:
-        path.write_text(json.dumps(measure(), indent=1) + "\n")
+def measure(names: Iterable[str]) -> dict[str, Any]:
+    return {name: list(tqdm(EXPERIMENTS[name](), desc=name)) for name in names}
+
+
+def merged(
+    results: dict[str, Any], measured: dict[str, Any], environment: Environment
+) -> dict[str, Any]:
+    """The results with some experiments measured anew, which may be on another machine."""
+    apart = {**results.get("apart", {}), **dict.fromkeys(measured, environment)}
+    return {**results, **measured, "apart": apart}
+
+
+def main(arguments: Sequence[str], folder: Path = RESULTS_DIR) -> None:
+    path = folder / "experiments.json"
+    if unknown := set(arguments) - {"report", *EXPERIMENTS}:
+        raise SystemExit(f"{', '.join(sorted(unknown))}: expected any of {', '.join(EXPERIMENTS)}")
+    if names := [name for name in EXPERIMENTS if name in arguments]:
+        environment = describe_environment("cpu")
+        results = merged(json.loads(path.read_text()), measure(names), environment)
+        path.write_text(json.dumps(results, indent=1) + "\n")
+    elif not arguments:
+        results = {"environment": describe_environment("cpu"), **measure(EXPERIMENTS)}
+        path.write_text(json.dumps(results, indent=1) + "\n")
     table = path.with_suffix(".md")
     table.write_text(render(json.loads(path.read_text())))
     print(f"wrote {path.name} and {table.name} in {path.parent.name}")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -19,44 +19,87 @@ def pivot(rows: Rows, line: Callable[[dict[str, Any]], str], column: str, value:
     return markdown_table(["", *columns], body)
 
 
+def _copied(row: dict[str, Any]) -> str:
+    return f"{row['tokens']:,} rows of {row['row_bytes']:,} B out of {row['rows']:,}"
+
+
+def _of_pages(rows: Rows, value: str) -> str:
+    shown = [{**row, "share": f"{row['share']:.0%}"} for row in rows]
+    return pivot(shown, lambda row: row["memory"], "share", value)
+
+
+def _kept_gradients(rows: Rows) -> str:
+    def line(row: dict[str, Any]) -> str:
+        return f"{row['case']}, {row['threads']} thread{'s' * (row['threads'] > 1)}"
+
+    return pivot(rows, line, "who", "us")
+
+
+def _huge_pages(rows: Rows) -> str:
+    return pivot(rows, lambda row: f"{row['case']}; huge pages: {row['huge_pages']}", "who", "us")
+
+
+# The experiment, a title and its table.
+SECTIONS: Sequence[tuple[str, str, Callable[[Rows], str]]] = (
+    (
+        "page_faults",
+        "256 MiB of zeros, of which a share of the 4 KiB pages is written",
+        lambda rows: _of_pages(rows, "us"),
+    ),
+    (
+        "page_faults",
+        "The same, and a pass that writes to every page",
+        lambda rows: _of_pages(rows, "us_with_pass"),
+    ),
+    (
+        "row_copies",
+        "Copying scattered rows, alone",
+        lambda rows: pivot(rows, _copied, "way", "us"),
+    ),
+    (
+        "row_copies",
+        "Copying scattered rows, and a pass that reads the output",
+        lambda rows: pivot(rows, _copied, "way", "us_with_consumer"),
+    ),
+    ("kept_gradients", "The backward of a training loop with zero_grad()", _kept_gradients),
+    ("huge_pages", "A training step, by who gets huge pages", _huge_pages),
+    (
+        "many_tables",
+        "The backward of many small tables",
+        lambda rows: pivot(rows, lambda row: f"{row['tables']:,} tables", "who", "us"),
+    ),
+    (
+        "tiny_calls",
+        "A tiny forward and backward",
+        lambda rows: markdown_table(["who", "us"], [[r["who"], f"{r['us']}"] for r in rows]),
+    ),
+    (
+        "ddp",
+        "A training step of two processes with DistributedDataParallel, in milliseconds",
+        lambda rows: pivot(rows, lambda row: row["step"], "who", "ms"),
+    ),
+)
+
+
+def _measured_on(environment: dict[str, Any]) -> str:
+    return (
+        f"{environment['cpu']}, {environment['cores']} cores; torch {environment['torch']}; "
+        f"{environment['date']}; load {environment['load_average']}."
+    )
+
+
 def render(results: dict[str, Any]) -> str:
-    copies: Rows = results["row_copies"]
-    pages = [{**row, "share": f"{row['share']:.0%}"} for row in results["page_faults"]]
-
-    def copied(row: dict[str, Any]) -> str:
-        return f"{row['tokens']:,} rows of {row['row_bytes']:,} B out of {row['rows']:,}"
-
-    environment = results["environment"]
     parts = [
         "# What the experiments measured",
-        f"{environment['cpu']}, {environment['cores']} cores; torch {environment['torch']}; "
-        f"{environment['date']}; load {environment['load_average']}. All times are medians in "
-        "microseconds. [The experiments](../experiments/README.md) say what follows from them.",
-        "## 256 MiB of zeros, of which a share of the 4 KiB pages is written",
-        pivot(pages, lambda row: row["memory"], "share", "us"),
-        "## The same, and a pass that writes to every page",
-        pivot(pages, lambda row: row["memory"], "share", "us_with_pass"),
-        "## Copying scattered rows, alone",
-        pivot(copies, copied, "way", "us"),
-        "## Copying scattered rows, and a pass that reads the output",
-        pivot(copies, copied, "way", "us_with_consumer"),
-        "## The backward of a training loop with zero_grad()",
-        pivot(
-            results["kept_gradients"],
-            lambda row: f"{row['case']}, {row['threads']} thread{'s' * (row['threads'] > 1)}",
-            "who",
-            "us",
-        ),
-        "## A training step, by who gets huge pages",
-        pivot(
-            results["huge_pages"],
-            lambda row: f"{row['case']}; huge pages: {row['huge_pages']}",
-            "who",
-            "us",
-        ),
-        "## The backward of many small tables",
-        pivot(results["many_tables"], lambda row: f"{row['tables']:,} tables", "who", "us"),
-        "## A tiny forward and backward",
-        markdown_table(["who", "us"], [[r["who"], f"{r['us']}"] for r in results["tiny_calls"]]),
+        f"{_measured_on(results['environment'])} All times are medians, in microseconds where no "
+        "other unit is named. [The experiments](../experiments/README.md) say what follows from "
+        "them.",
     ]
+    for experiment, title, table in SECTIONS:
+        if experiment not in results:
+            continue
+        parts.append(f"## {title}")
+        if environment := results.get("apart", {}).get(experiment):
+            parts.append(f"Measured apart from the others: {_measured_on(environment)}")
+        parts.append(table(results[experiment]))
     return "\n\n".join(parts) + "\n"
