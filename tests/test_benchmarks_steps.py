@@ -96,6 +96,22 @@ def test_the_step_suite_has_its_grid_and_its_extras_once_a_table() -> None:
     assert settings.modes_of(64) == ["a"]
 
 
+def test_the_optimizers_suite_has_what_the_step_suite_leaves_out() -> None:
+    suite = suites.SUITES["optimizers"]
+    steps = [Step.parse(name) for name in suite.modes]
+    everything = {(s.optimizer, s.clip, s.foreach) for s in steps}
+    everything |= {("sgd", False, None), ("adamw", False, None), ("adagrad", False, None)}
+    assert everything == {
+        (optimizer, clip, foreach)
+        for optimizer in ("sgd", "adamw", "adagrad")
+        for clip in (False, True)
+        for foreach in (None, True)
+    }
+    assert {case.num_embeddings for case in suite.cases} == {
+        case.num_embeddings for case in suites.SUITES["step"].cases
+    }
+
+
 def test_the_list_shows_steps(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--suite", "step", "--list"]) == 0
     listed = capsys.readouterr().out

@@ -22,7 +22,14 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.environment import Environment, describe_environment
-from benchmarks.experiments import ddp, huge_pages, kept_gradient, many_tables, tiny_call
+from benchmarks.experiments import (
+    ddp,
+    huge_pages,
+    kept_gradient,
+    many_tables,
+    stacked_uses,
+    tiny_call,
+)
 from benchmarks.experiments.report import render
 from benchmarks.record import RESULTS_DIR
 
@@ -101,6 +108,7 @@ EXPERIMENTS: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
     "kept_gradients": kept_gradients,
     "huge_pages": huge_pages.measure,
     "many_tables": many_tables.measure,
+    "stacked_uses": stacked_uses.measure,
     "tiny_calls": tiny_calls,
     "ddp": ddp.measure,
 }

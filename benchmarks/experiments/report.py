@@ -69,6 +69,11 @@ SECTIONS: Sequence[tuple[str, str, Callable[[Rows], str]]] = (
         lambda rows: pivot(rows, lambda row: f"{row['tables']:,} tables", "who", "us"),
     ),
     (
+        "stacked_uses",
+        "Several lookups of a table in one step, and one of all their indices",
+        lambda rows: pivot(rows, lambda row: f"{row['case']}; {row['who']}", "uses", "us"),
+    ),
+    (
         "tiny_calls",
         "A tiny forward and backward",
         lambda rows: markdown_table(["who", "us"], [[r["who"], f"{r['us']}"] for r in rows]),
