@@ -79,6 +79,9 @@ def t5(vocabulary: int = 32_128, dim: int = 256) -> nn.Module:
 def distmult(entities: int, relations: int, dim: int) -> nn.Module:
     kge = importlib.import_module("torch_geometric.nn.kge")
     model: nn.Module = kge.DistMult(entities, relations, hidden_channels=dim)
+    # Its own first weights are so small that a wrong gradient would not show in the next losses.
+    for table in model.parameters():
+        nn.init.normal_(table)
     return model
 
 
