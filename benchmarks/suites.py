@@ -156,7 +156,7 @@ SUITES = {
         ),
         Suite(
             "optimizers",
-            "whole training steps with every optimizer, clipped and foreach; ten minutes",
+            "whole training steps with every optimizer, clipped and foreach; twenty minutes",
             tuple(_optimizers()),
             modes=tuple(_optimizer_modes()),
             providers=(SUBJECT, BASELINE, KEPT),

@@ -24,12 +24,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 import embed_ext
+from benchmarks.providers import BASELINE
 from benchmarks.timing import garbage_collection_paused
 from benchmarks.verify import WrongResult
 
 PROCESSES, BATCHES, WARM_UP = 2, 4, 3
 STEPS = {"SGD": False, "clip + SGD": True}
-BASELINE = "nn.Embedding"
 MAKERS: dict[str, Callable[[int, int], nn.Embedding]] = {
     BASELINE: nn.Embedding,
     "embed_ext": embed_ext.Embedding,
