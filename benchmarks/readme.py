@@ -13,6 +13,8 @@ from benchmarks.stats import geometric_mean
 BEGIN = "<!-- figures: python -m benchmarks.readme -->\n"
 END = "<!-- end of figures -->\n"
 SMALLEST_SHOWN = 40 * 2**20
+# Whole steps: one machine table by table, and then the means of others.
+STEPS, STEPS_ELSEWHERE = "step-cpu", ("step-cpu-epyc",)
 STEP_COLUMNS = (
     ("SGD", "step-sgd"),
     ("clipping + SGD", "step-sgd-clip"),
@@ -36,7 +38,7 @@ def readme_figures() -> str:
     speed = _load("cpu-cpu")
     memory = _load("quick-memory")
     threads = max(speed.settings.threads)
-    steps = step_figures(_load("step-cpu")) if (RESULTS_DIR / "step-cpu.json").exists() else []
+    steps = step_figures(*map(_load, (STEPS, *STEPS_ELSEWHERE)))
     return "\n".join(
         [
             *steps,
@@ -55,7 +57,7 @@ def readme_figures() -> str:
     )
 
 
-def step_figures(results: Results) -> list[str]:
+def step_figures(results: Results, *elsewhere: Results) -> list[str]:
     """The lines about whole training steps, of the most threads that were measured."""
     threads = max(results.settings.threads)
     tokens = sorted({m.tokens for m in results.measurements})
@@ -69,22 +71,30 @@ def step_figures(results: Results) -> list[str]:
         f"the distributions {', '.join(distributions)}"
         + (f"; AdamW at {few:,} tokens." if few else "."),
         "",
-        _step_table(results, threads),
+        _step_table(results, elsewhere),
         "",
     ]
 
 
-def _step_table(results: Results, threads: int) -> str:
-    columns = [
+def _step_columns(results: Results) -> list[list[list[Measurement]]]:
+    threads = max(results.settings.threads)
+    return [
         [_select(results, threads, mode, provider) for provider in (SUBJECT, KEPT)]
         for _, mode in STEP_COLUMNS
     ]
+
+
+def _step_table(results: Results, elsewhere: Sequence[Results]) -> str:
+    columns = _step_columns(results)
     rows = []
     for table in _tables(results):
         cells = [[_of_table(group, table) for group in pair] for pair in columns]
         rows.append([_table_name(table), *(_pair(pair, geometric_mean) for pair in cells)])
-    rows.append(["**all**", *(_pair(pair, geometric_mean) for pair in columns)])
-    rows.append(["the slowest case", *(_pair(pair, min) for pair in columns)])
+    for machine in (results, *elsewhere):
+        measured = _step_columns(machine)
+        where = "" if machine is results else f", {machine.environment['cpu']}"
+        rows.append([f"**all**{where}", *(_pair(pair, geometric_mean) for pair in measured)])
+        rows.append([f"the slowest case{where}", *(_pair(pair, min) for pair in measured)])
     return markdown_table(["table", *(title for title, _ in STEP_COLUMNS)], rows)
 
 

@@ -119,9 +119,7 @@ void clear_whole(const at::Tensor& grad) {
     grad.zero_();
     return;
   }
-  auto* data = static_cast<char*>(grad.mutable_data_ptr());
-  at::parallel_for(0, static_cast<int64_t>(grad.nbytes()), kGrainBytes,
-                   [&](int64_t begin, int64_t end) { std::memset(data + begin, 0, end - begin); });
+  cpu::fill_with_zero(grad.mutable_data_ptr(), static_cast<int64_t>(grad.nbytes()));
 }
 
 }  // namespace

@@ -13,8 +13,10 @@ import torch.distributed as dist
 pytest.importorskip("tqdm", reason="the experiments need the bench extra")
 
 from benchmarks.experiments import __main__ as experiments
-from benchmarks.experiments import ddp
+from benchmarks.experiments import ddp, dense_passes
+from benchmarks.experiments.makers import MAKERS
 from benchmarks.experiments.report import SECTIONS, render
+from benchmarks.providers import KEPT
 from benchmarks.record import RESULTS_DIR
 from benchmarks.verify import WrongResult
 
@@ -70,8 +72,20 @@ def test_experiments_measured_by_name_keep_the_others_results(
 def test_ddp_is_measured_in_two_processes() -> None:
     rows = ddp.measure(ddp.Sizes(num_embeddings=50, embedding_dim=4, tokens=16, rounds=2))
     assert [(row["step"], row["who"]) for row in rows] == [
-        (step, who) for step in ddp.STEPS for who in [*ddp.MAKERS, ddp.ALL_REDUCE]
+        (step, who) for step in ddp.STEPS for who in [*MAKERS, ddp.ALL_REDUCE]
     ]
+    assert all(row["ms"] > 0 for row in rows)
+
+
+def test_clipped_steps_are_measured_beside_their_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dense_passes, "TABLES", ((50, 4),))
+    monkeypatch.setattr(dense_passes, "ROUNDS", 2)
+    threads = torch.get_num_threads()
+    try:
+        rows = list(dense_passes.measure())
+    finally:
+        torch.set_num_threads(threads)
+    assert [row["who"] for row in rows] == 2 * [*MAKERS, *dense_passes.PASSES]
     assert all(row["ms"] > 0 for row in rows)
 
 
@@ -81,12 +95,12 @@ def test_ddp_of_a_wrong_gradient_is_not_timed(tmp_path: Path) -> None:
     rendezvous = f"file://{tmp_path / 'rendezvous'}"
     dist.init_process_group("gloo", init_method=rendezvous, rank=0, world_size=1)
     try:
-        variants = {who: ddp.Trained.make(make, sizes, True) for who, make in ddp.MAKERS.items()}
+        variants = {who: ddp.Trained.make(make, sizes, True) for who, make in MAKERS.items()}
         pairs = torch.randint(50, (2, 16))
         ddp.check_step(variants, pairs)
-        table = variants["kept"].model.module.table
+        table = variants[KEPT].model.module.table
         table.weight.register_hook(lambda grad: grad.roll(1, dims=1))
-        with pytest.raises(WrongResult, match="kept: gradient of module.table.weight differs"):
+        with pytest.raises(WrongResult, match=f"{KEPT}: gradient of module.table.weight differs"):
             ddp.check_step(variants, pairs)
     finally:
         dist.destroy_process_group()

@@ -122,6 +122,15 @@ def test_the_readme_gives_geometric_means_and_the_slowest(tmp_path: Path) -> Non
         "| 10 × 3 | 4.0 / 6.0 | - / -"
     )
     assert any(line.startswith("| the slowest case | 2.0 / 3.0 |") for line in lines)
+    elsewhere = dataclasses.replace(
+        results,
+        environment={**results.environment, "cpu": "another CPU"},
+        measurements=[measurement(SUBJECT, "step-sgd", 5.0)],
+    )
+    lines = "\n".join(readme.step_figures(results, elsewhere)).splitlines()
+    assert any(line.startswith("| **all** | 4.0 / 6.0 |") for line in lines)
+    assert any(line.startswith("| **all**, another CPU | 5.0 / - |") for line in lines)
+    assert any(line.startswith("| the slowest case, another CPU | 5.0 / - |") for line in lines)
 
 
 @pytest.mark.slow

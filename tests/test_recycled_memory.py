@@ -62,6 +62,22 @@ def test_the_next_gradient_is_made_where_the_last_one_was(num_rows: int) -> None
     assert_is_gradient(again, rows=(7,))
 
 
+@pytest.mark.parametrize("num_rows", [100_001, 2_796_203], ids=lambda n: f"{n} rows")
+@pytest.mark.parametrize("kept", [False, True], ids=["default", "kept"])
+def test_memory_that_ends_within_a_cache_line_is_cleared_to_its_end(
+    num_rows: int, kept: bool
+) -> None:
+    table = embed_ext.Embedding(num_rows, 3, keep_grad_buffer=kept)
+    for row in (7, num_rows - 1):
+        table.zero_grad()
+        table(torch.tensor([row])).sum().backward()  # type: ignore[no-untyped-call]
+        grad = table.weight.grad
+        assert grad is not None
+        assert grad.count_nonzero() == 3 and bool((grad[row] == 1).all())
+        grad.fill_(float("nan"))
+        del grad
+
+
 def test_small_gradients_are_left_to_malloc() -> None:
     gradient(4095)
     assert embed_ext.cached_bytes() == 0

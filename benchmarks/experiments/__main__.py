@@ -24,6 +24,7 @@ from tqdm import tqdm
 from benchmarks.environment import Environment, describe_environment
 from benchmarks.experiments import (
     ddp,
+    dense_passes,
     huge_pages,
     kept_gradient,
     many_tables,
@@ -43,6 +44,7 @@ ROW_COPIES = [
     (1_000_000, 256, 32_768),
     (1_000_000, 64, 32_768),
 ]
+CLEARED_MEBIBYTES = (4, 16, 32, 64, 256)
 
 
 def compiled(name: str, folder: str) -> str:
@@ -86,6 +88,16 @@ def row_copies() -> Iterator[dict[str, Any]]:
                 }
 
 
+def clearing() -> Iterator[dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as folder:
+        program = compiled("clearing", folder)
+        for mebibytes in CLEARED_MEBIBYTES:
+            for line in output_of(program, mebibytes).splitlines():
+                step, *times = line.split(";")
+                for way, us in zip(("memset", "streamed"), times, strict=True):
+                    yield {"mebibytes": mebibytes, "step": step, "way": way, "us": int(us)}
+
+
 def kept_gradients() -> Iterator[dict[str, Any]]:
     for threads in (1, 2):
         torch.set_num_threads(threads)
@@ -105,12 +117,14 @@ def tiny_calls() -> Iterator[dict[str, Any]]:
 EXPERIMENTS: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
     "page_faults": page_faults,
     "row_copies": row_copies,
+    "clearing": clearing,
     "kept_gradients": kept_gradients,
     "huge_pages": huge_pages.measure,
     "many_tables": many_tables.measure,
     "stacked_uses": stacked_uses.measure,
     "tiny_calls": tiny_calls,
     "ddp": ddp.measure,
+    "dense_passes": dense_passes.measure,
 }
 
 

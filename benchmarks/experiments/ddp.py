@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,18 +22,13 @@ from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
-import embed_ext
+from benchmarks.experiments.makers import MAKERS
 from benchmarks.providers import BASELINE
 from benchmarks.timing import garbage_collection_paused
 from benchmarks.verify import WrongResult
 
 PROCESSES, BATCHES, WARM_UP = 2, 4, 3
 STEPS = {"SGD": False, "clip + SGD": True}
-MAKERS: dict[str, Callable[[int, int], nn.Embedding]] = {
-    BASELINE: nn.Embedding,
-    "embed_ext": embed_ext.Embedding,
-    "kept": partial(embed_ext.Embedding, keep_grad_buffer=True),
-}
 ALL_REDUCE = "the all-reduce alone"
 LARGEST_DIFFERENCE = 1e-5  # of the largest element: sums of different order
 

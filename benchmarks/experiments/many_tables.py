@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -11,22 +12,21 @@ import torch
 from torch import nn
 
 import embed_ext
+from benchmarks.experiments.makers import MAKERS
 
 TABLES = (100, 400, 1600)
 ROWS, WIDTH, TOKENS, ROUNDS = 50, 16, 16, 7
-MAKERS: dict[str, Callable[[], nn.Embedding]] = {
-    "nn.Embedding": lambda: nn.Embedding(ROWS, WIDTH),
-    "embed_ext": lambda: embed_ext.Embedding(ROWS, WIDTH),
-    "kept": lambda: embed_ext.Embedding(ROWS, WIDTH, keep_grad_buffer=True),
-    "nn.Embedding, sparse": lambda: nn.Embedding(ROWS, WIDTH, sparse=True),
-    "coalesced": lambda: embed_ext.Embedding(ROWS, WIDTH, sparse=True, coalesced=True),
+SPARSE_MAKERS: Mapping[str, Callable[[int, int], nn.Embedding]] = {
+    "nn.Embedding, sparse": partial(nn.Embedding, sparse=True),
+    "coalesced": partial(embed_ext.Embedding, sparse=True, coalesced=True),
 }
 
 
 def measure() -> Iterator[dict[str, Any]]:
     """Medians in microseconds; everyone takes turns."""
+    makers = {**MAKERS, **SPARSE_MAKERS}
     for number in TABLES:
-        models = {who: [make() for _ in range(number)] for who, make in MAKERS.items()}
+        models = {who: [make(ROWS, WIDTH) for _ in range(number)] for who, make in makers.items()}
         times: dict[str, list[float]] = {who: [] for who in models}
         for _ in range(ROUNDS + 1):  # the first warms up
             indices = torch.randint(ROWS, (TOKENS,))

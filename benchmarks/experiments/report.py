@@ -61,6 +61,11 @@ SECTIONS: Sequence[tuple[str, str, Callable[[Rows], str]]] = (
         "Copying scattered rows, and a pass that reads the output",
         lambda rows: pivot(rows, _copied, "way", "us_with_consumer"),
     ),
+    (
+        "clearing",
+        "Clearing a gradient that has its pages, and the passes that follow",
+        lambda rows: pivot(rows, lambda row: f"{row['mebibytes']} MiB; {row['step']}", "way", "us"),
+    ),
     ("kept_gradients", "The backward of a training loop with zero_grad()", _kept_gradients),
     ("huge_pages", "A training step, by who gets huge pages", _huge_pages),
     (
@@ -82,6 +87,11 @@ SECTIONS: Sequence[tuple[str, str, Callable[[Rows], str]]] = (
         "ddp",
         "A training step of two processes with DistributedDataParallel, in milliseconds",
         lambda rows: pivot(rows, lambda row: row["step"], "who", "ms"),
+    ),
+    (
+        "dense_passes",
+        "A clipped step of SGD, and its passes over a dense gradient alone, in milliseconds",
+        lambda rows: pivot(rows, lambda row: row["case"], "who", "ms"),
     ),
 )
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import itertools
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-import embed_ext
-from benchmarks.providers import BASELINE, KEPT, SUBJECT
+from benchmarks.experiments.makers import MAKERS
 
 TABLES = ((200_000, 64, 8192), (1_000_000, 64, 65_536), (50_257, 768, 8192))
 USES = (1, 2, 4)
@@ -39,12 +38,7 @@ def measure() -> Iterator[dict[str, Any]]:
 def _times(
     rows: int, width: int, tokens: int, *, with_optimizer: bool
 ) -> dict[tuple[str, int], float]:
-    makers: dict[str, Callable[[], nn.Embedding]] = {
-        BASELINE: lambda: nn.Embedding(rows, width),
-        SUBJECT: lambda: embed_ext.Embedding(rows, width),
-        KEPT: lambda: embed_ext.Embedding(rows, width, keep_grad_buffer=True),
-    }
-    variants = {(who, uses): make() for who, make in makers.items() for uses in USES}
+    variants = {(who, uses): make(rows, width) for who, make in MAKERS.items() for uses in USES}
     times: dict[tuple[str, int], list[float]] = {variant: [] for variant in variants}
     grad_output = torch.randn(tokens, width)
     for _ in range(ROUNDS + WARMUP):

@@ -16,6 +16,8 @@
 #include <mutex>
 #include <unordered_map>
 
+#include "row_kernels.h"
+
 namespace embed_ext::cpu {
 namespace {
 
@@ -252,13 +254,6 @@ at::Tensor tensor_in(const Block& block, int64_t bytes, at::IntArrayRef sizes,
   return out;
 }
 
-void fill_with_zero(void* data, int64_t bytes) {
-  constexpr int64_t kGrain = int64_t(1) << 18;
-  at::parallel_for(0, bytes, kGrain, [&](int64_t begin, int64_t end) {
-    std::memset(static_cast<char*>(data) + begin, 0, end - begin);
-  });
-}
-
 int64_t bytes_of(at::IntArrayRef sizes, const at::TensorOptions& options) {
   // Raises if they are more than there are numbers for.
   const auto bytes = at::detail::computeStorageNbytesContiguous(sizes, options.dtype().itemsize());
@@ -287,6 +282,19 @@ at::Tensor empty_output(at::IntArrayRef sizes, const at::TensorOptions& options)
   const int64_t bytes = bytes_of(sizes, options);
   return bytes < kMallocMapsFrom ? at::detail::empty_cpu(sizes, options)
                                  : tensor_in(pool().take(bytes), bytes, sizes, options);
+}
+
+void fill_with_zero(void* data, int64_t bytes) {
+  constexpr int64_t kLine = 64, kGrain = (int64_t(1) << 18) / kLine;
+  const bool streamed = worth_streaming_zeros(data, bytes);
+  auto* const begin = static_cast<char*>(data);
+  const int64_t lines = bytes / kLine;
+  at::parallel_for(0, lines, kGrain, [&](int64_t first, int64_t last) {
+    const int64_t row = 0;
+    clear_rows(
+        ClearTask{begin + first * kLine, &row, /*count=*/1, (last - first) * kLine, streamed});
+  });
+  std::memset(begin + lines * kLine, 0, static_cast<size_t>(bytes - lines * kLine));
 }
 
 int64_t recycled_memory_bytes() { return pool().bytes_waiting(); }

@@ -16,6 +16,9 @@ at::Tensor zero_rows(int64_t num_rows, int64_t width, const at::TensorOptions& o
 // A contiguous tensor [...] that is about to be written from end to end.
 at::Tensor empty_output(at::IntArrayRef sizes, const at::TensorOptions& options);
 
+// With all threads.
+void fill_with_zero(void* data, int64_t bytes);
+
 // Bytes of the blocks that wait for their next tensor; drop_recycled_memory() gives them back to
 // the system and returns how many there were.
 int64_t recycled_memory_bytes();

@@ -133,4 +133,7 @@ inline bool worth_streaming(const void* out, int64_t bytes, int64_t row_bytes) {
          reinterpret_cast<uintptr_t>(out) % kCacheLine == 0;
 }
 
+// Whether memory of `bytes` from `data` on is better cleared past the caches.
+bool worth_streaming_zeros(const void* data, int64_t bytes);
+
 }  // namespace embed_ext::cpu
