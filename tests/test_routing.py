@@ -185,7 +185,6 @@ def test_checkpoint_recomputes_outside_of_the_context(use_reentrant: bool) -> No
     assert_close(grads[1], grads[0])
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_torchscript_compiles_torchs_lookup_and_trace_records_ours() -> None:
     class Fresh(nn.Embedding):  # nn.Embedding itself may have been compiled before
         pass

@@ -142,6 +142,18 @@ class Copy:
         return NOTICED, first_failure(output, status)
 
 
+def commit_of(root: Path) -> str:
+    """The commit, and "+" if what is tested differs from it."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        return subprocess.run(command, cwd=root, capture_output=True, text=True).stdout.strip()
+
+    sources = ("csrc", "embed_ext", "tests", "setup.py", "pyproject.toml")
+    changed = git("status", "--porcelain", "--", *sources)
+    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+
+
 def select(table: Sequence[Mutation], patterns: Sequence[str]) -> list[Mutation]:
     """The entries whose name matches one of the patterns; all if there are none."""
     return [m for m in table if not patterns or any(fnmatchcase(m.name, p) for p in patterns)]
@@ -159,9 +171,7 @@ def try_all(selected: Sequence[Mutation], arguments: argparse.Namespace) -> None
         status, output = copy.run("-m", "pytest", "-x", "-q", "--tb=short", *tests)
         if status != 0:
             raise SystemExit(f"the tests fail without a mistake:\n{output[-3000:]}")
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
+    commit = commit_of(ROOT)
     progress = tqdm(selected, unit="mistake", dynamic_ncols=True)
     for mutation in progress:
         progress.set_postfix_str(mutation.name)
