@@ -12,11 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
-from mutation_table import FOLDER, Mutation, parse, problem, read_table  # noqa: E402
-
-pytest.importorskip("tqdm", reason="tools/mutations.py shows its progress with tqdm")
-
 import mutations  # noqa: E402
+from mutation_table import FOLDER, Mutation, parse, problem, read_table  # noqa: E402
 
 TABLE = read_table()
 

@@ -28,7 +28,6 @@ from pathlib import Path
 
 from mutation_table import FOLDER, ROOT, Mutation, problem, read_table
 from source_tree import mirror
-from tqdm import tqdm
 
 RESULTS = FOLDER / "results.jsonl"
 NOTICED, UNNOTICED, NOT_BUILT = "noticed", "UNNOTICED", "does not compile"
@@ -161,6 +160,8 @@ def select(table: Sequence[Mutation], patterns: Sequence[str]) -> list[Mutation]
 
 def try_all(selected: Sequence[Mutation], arguments: argparse.Namespace) -> None:
     """Try each, and append its outcome to the result file."""
+    from tqdm import tqdm  # of the benchmarks' packages: what reads the table goes without
+
     copy = Copy(ROOT, arguments.tree.resolve(), arguments.limit)
     if any(mutation.is_compiled for mutation in selected):
         print("building the copy ...", flush=True)
