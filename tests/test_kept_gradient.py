@@ -180,12 +180,12 @@ def test_memory_that_its_storage_has_exchanged() -> None:
     """As who frees the memory of gradients between two steps does: nothing changes a version."""
     kept, plain = tables()
     backward(kept, 0)
-    storage = kept.weight.grad.untyped_storage()
-    size = storage.nbytes()
-    storage.resize_(0)
+    resize = torch.ops.inductor.resize_storage_bytes_
+    size, place = kept.weight.grad.nbytes, memory_of(kept)
+    resize(kept.weight.grad, 0)
     in_its_place = [torch.empty(size, dtype=torch.uint8) for _ in range(8)]
-    storage.resize_(size)
-    del storage
+    resize(kept.weight.grad, size)
+    assert memory_of(kept) != place
     kept.weight.grad.data.fill_(1)
     for module in (kept, plain):
         module.zero_grad()
