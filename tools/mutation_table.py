@@ -50,10 +50,24 @@ class Mutation:
 
     def key(self, root: Path) -> str:
         """Of the texts that an outcome depends on most: of another key it is worth nothing."""
-        digest = hashlib.sha256("\n".join([*self.old, "", *self.new, *self.tests]).encode())
-        for path in sorted({self.file, *(test.split("::")[0] for test in self.tests)}):
-            digest.update((root / path).read_bytes())
-        return digest.hexdigest()[:16]
+        texts = [*self.old, "", *self.new, *self.tests, (root / self.file).read_text()]
+        texts += [source_of(test, root) or "" for test in self.tests]
+        return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+
+
+def source_of(test: str, root: Path) -> str | None:
+    """The text of a test, or of a file of tests; None if there is none of that name."""
+    file, _, name = test.partition("::")
+    if not (root / file).is_file():
+        return None
+    text = (root / file).read_text()
+    if not name:
+        return text
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            return "\n".join(text.splitlines()[first - 1 : node.end_lineno])
+    return None
 
 
 def parse(text: str) -> list[Mutation]:
@@ -92,12 +106,5 @@ def problem(mutation: Mutation, root: Path = ROOT) -> str | None:
         mutation.applied_to((root / mutation.file).read_text())
     except (OSError, ValueError) as error:
         return str(error)
-    for test in mutation.tests:
-        file, _, name = test.partition("::")
-        if not (root / file).is_file():
-            return f"[{mutation.name}] there is no {file}"
-        nodes = ast.walk(ast.parse((root / file).read_text()))
-        names = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
-        if name and name not in names:
-            return f"[{mutation.name}] there is no {test}"
-    return None
+    missing = [test for test in mutation.tests if source_of(test, root) is None]
+    return f"[{mutation.name}] there is no {missing[0]}" if missing else None
