@@ -14,6 +14,7 @@ TEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 CUDA_CHECK_ARGS ?=
+MUTATIONS_ARGS ?=
 SANITIZE_TESTS ?= tests/ops
 
 ifeq ($(strip $(VENV)),)
@@ -35,14 +36,14 @@ CXX_FILES = $(shell find csrc benchmarks -name '*.cpp' -o -name '*.h' -o -name '
 .DELETE_ON_ERROR:
 # Two pips must not write to one environment.
 .NOTPARALLEL:
-.PHONY: help preflight build test test-models demo bench lint format sanitize cuda-check cuda-build \
-	dist-check gpu-check clean
+.PHONY: help preflight build test test-models demo bench lint format sanitize mutations cuda-check \
+	cuda-build dist-check gpu-check clean
 
 help:  ## list the targets
 	@echo 'Targets:'
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@echo 'Variables: PYTHON=$(PYTHON) VENV=$(VENV) (empty: use PYTHON as it is) TORCH=$(TORCH)'
-	@echo '  TEST_ARGS, DEMO_ARGS, BENCH_ARGS, CUDA_CHECK_ARGS, SANITIZE_TESTS: passed on to the tool'
+	@echo '  TEST_ARGS, DEMO_ARGS, BENCH_ARGS, CUDA_CHECK_ARGS, MUTATIONS_ARGS, SANITIZE_TESTS: passed on'
 	@echo '  CUDA_TORCH=$(CUDA_TORCH) CUDA_VENV (an existing environment for cuda-build) OUT=$(OUT)'
 
 preflight:
@@ -103,6 +104,9 @@ format: $(call needs,dev)  ## rewrite the sources in the house style
 
 sanitize: $(call needs,build test)  ## run the op tests under the address and undefined sanitizers
 	PYTHON=$(PY) tools/sanitize.sh $(SANITIZE_TESTS)
+
+mutations: build $(call needs,test bench)  ## make mistakes in a copy: which does no test notice?
+	$(PY) tools/mutations.py $(MUTATIONS_ARGS)
 
 cuda-check: $(call needs,build cuda-check)  ## compile and read every CUDA file; needs nvcc, no GPU
 	$(PY) tools/check_cuda.py $(CUDA_CHECK_ARGS)

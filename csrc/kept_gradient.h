@@ -21,11 +21,26 @@ struct UsedRows {
   void append(UsedRows&& more);
 };
 
+// What a device does for the memory that is kept on it. grad [V, D] is contiguous.
+struct KeptMemory {
+  at::Tensor (*zeros)(int64_t num_rows, int64_t width, const at::TensorOptions& options);
+  void (*clear_all)(const at::Tensor& grad);
+  void (*clear_rows)(const at::Tensor& grad, const UsedRows& rows);
+  // The first row with a byte that is not zero, or -1.
+  int64_t (*first_nonzero_row)(const at::Tensor& grad);
+  // As above, of a sample of rows, another one for each `turn`; null where it would cost as much.
+  int64_t (*first_nonzero_row_of_sample)(const at::Tensor& grad, int64_t turn);
+};
+
+// Each device brings its own when the library is loaded; `memory` lives as long as the process.
+bool register_kept_memory(c10::DeviceType type, const KeptMemory& memory);
+
 // Keeps the memory of the last gradient that it handed out, and the rows that were written in it:
 // the next gradient then clears these rows and not a whole table.
 //
 // That is right only if nobody else wrote anything else there. Before memory is used again,
 //   - nobody else may hold it (the count of the storage's owners): else new memory is taken;
+//   - its storage may not have been given other memory, as by resize_: else new memory is taken;
 //   - no in-place operation may have changed it (the version counter): else all of it is cleared;
 //   - on CUDA, the current stream must be the one it was handed out on: else new memory is taken.
 // What goes past these, such as a write through .data that was let go of again, is searched for:
@@ -59,6 +74,7 @@ class KeptGradient {
   c10::Storage storage_;
   c10::VariableVersion version_;  // shared with the gradient handed out, without owning it
   uint32_t expected_version_ = 0;
+  const void* data_ = nullptr;         // where the gradient handed out was
   std::optional<c10::Stream> stream_;  // on CUDA
   bool rows_are_known_ = false;        // if not, all of the memory is cleared
   UsedRows rows_;

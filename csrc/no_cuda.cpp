@@ -31,10 +31,6 @@ void add_gradient(const char* op, const DenseGradient& /*task*/, const at::Tenso
   raise_no_cuda(op);
 }
 
-void clear_rows(const at::Tensor& /*grad*/, const at::Tensor& /*rows*/) {
-  raise_no_cuda("keep_grad_buffer");
-}
-
 }  // namespace embed_ext::cuda
 
 TORCH_LIBRARY_IMPL(embed_ext, CUDA, m) {

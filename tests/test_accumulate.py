@@ -139,6 +139,15 @@ def test_a_grad_of_another_kind(layout: str) -> None:
     torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
 
 
+def test_a_grad_whose_rows_share_memory_is_refused_and_left_alone() -> None:
+    for kind in (embed_ext.Embedding, nn.Embedding):
+        module, row = table(kind), torch.zeros(WIDTH)
+        module.weight.grad = row.expand(ROWS, WIDTH)
+        with pytest.raises(RuntimeError, match="single memory location"):
+            backward(module, 0)
+        assert not row.any()
+
+
 def test_tied_and_repeated_uses_add_up() -> None:
     def loss(module: nn.Embedding, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)

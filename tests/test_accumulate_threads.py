@@ -55,7 +55,7 @@ def run_all(losses: list[Tensor]) -> None:
 
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("stock", [0, 2], ids=["ours alone", "beside torch's lookups"])
-def test_no_update_of_a_gradient_that_is_there_is_lost(stock: int, keep: bool) -> None:
+def test_canary_no_update_of_a_gradient_that_is_there_is_lost(stock: int, keep: bool) -> None:
     table = Embedding(NUM_ROWS, WIDTH, dtype=torch.float64, keep_grad_buffer=keep)
     twin = nn.Embedding(NUM_ROWS, WIDTH, dtype=torch.float64)
     table.weight.grad = there = torch.zeros(NUM_ROWS, WIDTH, dtype=torch.float64)

@@ -123,7 +123,6 @@ def test_autograd_grad(create_graph: bool) -> None:
     assert ours.weight.grad is None
 
 
-@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True:UserWarning")
 def test_backward_that_records() -> None:
     ours, theirs = tables()
     for table in (ours, theirs):

@@ -55,7 +55,6 @@ def test_options_stay(name: str, device: str) -> None:
     assert results[0][2] == results[1][2]
 
 
-@pytest.mark.filterwarnings("ignore:Full backward hook:UserWarning")
 def test_every_kind_of_hook_stays() -> None:
     calls: list[str] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -140,6 +141,13 @@ def test_patched_forward_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "replaced on the instance" in only_left(table)
     stock = nn.Embedding.forward
     monkeypatch.setattr(nn.Embedding, "forward", lambda self, input: stock(self, input) * 3)
+    assert "nn.Embedding.forward itself was replaced" in only_left(nn.Embedding(5, 3))
+
+    @functools.wraps(stock)  # by which it takes the name and the module of what it replaces
+    def wrapped(self: nn.Embedding, input: Tensor) -> Tensor:
+        return stock(self, input) * 3
+
+    monkeypatch.setattr(nn.Embedding, "forward", wrapped)
     assert "nn.Embedding.forward itself was replaced" in only_left(nn.Embedding(5, 3))
 
 

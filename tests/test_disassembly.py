@@ -1,15 +1,22 @@
-"""tools/disassembly.py reads SASS rightly, and notices when a kernel is not what is expected."""
+"""tools/disassembly.py reads SASS rightly, and notices when a kernel is not what is expected; and
+what the CPU kernels of this build consist of."""
 
 from __future__ import annotations
 
+import platform
+import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from embed_ext import _C
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 import disassembly  # noqa: E402
+import fences  # noqa: E402
 from disassembly import Expectation, Instruction, most_in_flight, parse  # noqa: E402
 
 # What nvdisasm prints, cut down: two kernels that are as they should be.
@@ -163,3 +170,51 @@ def test_the_disassembler_is_looked_for_in_the_toolkit_first(
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "nvdisasm").touch()
     assert disassembly.find_nvdisasm(tmp_path) == tmp_path / "bin" / "nvdisasm"
+
+
+# What objdump prints, cut down.
+OBJDUMP = """\
+000000000007f610 <_ZN9embed_ext3cpu4avx210clear_rows>:
+   7f610:\tvmovntdq %ymm0,(%rax)
+   7f618:\tvmovntdqa (%rax),%ymm0
+   7f620:\tsfence
+0000000000080000 <_ZN9embed_ext3cpu8portable8sum_runs>:
+   80000:\tmovntps %xmm0,(%rax)
+   80008:\tret
+0000000000090000 <_ZN9embed_ext3cpu6avx5129copy_rows>:
+   90000:\tret
+"""
+
+
+def test_streamed_stores_and_fences_are_counted_in_each_function() -> None:
+    assert fences.count_in(OBJDUMP) == {
+        "_ZN9embed_ext3cpu4avx210clear_rows": fences.Streaming(stores=1, fences=1),
+        "_ZN9embed_ext3cpu8portable8sum_runs": fences.Streaming(stores=1, fences=0),
+    }
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="streamed stores are x86's")
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump on PATH")
+@pytest.mark.skipif(
+    "clang" in _C.build_config()["compiler"].lower(), reason="made for what GCC inlines"
+)
+def test_every_streamed_store_is_followed_by_a_fence() -> None:
+    """Of all orders in which memory shows them to other threads, no test of values sees the bad."""
+    streaming = fences.count_in(fences.disassemble(Path(_C.__file__)))
+    if not streaming:
+        pytest.skip("this build has no symbols")
+    assert [name for name, found in streaming.items() if found.fences == 0] == []
+    kernels = Counter(
+        (namespace, kernel)
+        for name in streaming
+        for namespace in ("portable", "avx2", "avx512")
+        for kernel in ("gather_rows", "sum_runs", "clear_rows")
+        if f"{len(namespace)}{namespace}" in name and kernel in name
+    )
+    # Two types of index; four dtypes whose rows can be copied as they are, and two of token.
+    per_kernel = {"gather_rows": 2, "sum_runs": 8, "clear_rows": 1}
+    assert kernels == {
+        (namespace, kernel): count
+        for namespace in ("portable", "avx2", "avx512")
+        for kernel, count in per_kernel.items()
+    }

@@ -21,8 +21,6 @@ from tests.joined_gradients import (
     make_tables,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:Anomaly Detection")
-
 
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("way", WAYS)

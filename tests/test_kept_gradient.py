@@ -163,6 +163,37 @@ def test_accumulation_into_an_alias_with_a_version_of_its_own(tokens: int) -> No
             module.weight.grad = None
 
 
+def test_accumulation_into_a_part_of_it_that_begins_with_another_row() -> None:
+    kept, plain = tables()
+    whole = kept.weight
+    backward(kept, 0)
+    kept.weight = nn.Parameter(torch.zeros(ROWS // 2, WIDTH))
+    kept.weight.grad = whole.grad[7 : 7 + ROWS // 2]
+    kept(torch.tensor([0, 100])).sum().backward()  # rows 7 and 107 of the memory
+    kept.weight, whole.grad = whole, None
+    for module in (kept, plain):
+        backward(module, 1)
+    assert_same_grad(kept, plain)
+
+
+def test_memory_that_its_storage_has_exchanged() -> None:
+    """As who frees the memory of gradients between two steps does: nothing changes a version."""
+    kept, plain = tables()
+    backward(kept, 0)
+    resize = torch.ops.inductor.resize_storage_bytes_
+    size, place = kept.weight.grad.nbytes, memory_of(kept)
+    resize(kept.weight.grad, 0)
+    in_its_place = [torch.empty(size, dtype=torch.uint8) for _ in range(8)]
+    resize(kept.weight.grad, size)
+    assert memory_of(kept) != place
+    kept.weight.grad.data.fill_(1)
+    for module in (kept, plain):
+        module.zero_grad()
+        backward(module, 1)
+    assert_same_grad(kept, plain)
+    assert len(in_its_place) == 8
+
+
 def test_accumulation_beyond_the_number_of_rows() -> None:
     kept, plain = tables()
     for step in range(3):

@@ -255,6 +255,9 @@ def test_it_is_an_attribute_and_shows_in_repr() -> None:
     assert repr(table) == "Embedding(10, 3, padding_idx=1)"
     table.keep_grad_buffer = True
     assert repr(table) == "Embedding(10, 3, padding_idx=1, keep_grad_buffer=True)"
+    kept = table._kept_gradient
+    table.keep_grad_buffer = True
+    assert table._kept_gradient is kept
     assert list(table.state_dict()) == ["weight"]
     table.keep_grad_buffer = False
     assert repr(table) == "Embedding(10, 3, padding_idx=1)"

@@ -110,6 +110,15 @@ def test_a_single_number_is_found_among_the_first_gradients(
     assert_same_grad(kept, plain)
 
 
+def test_the_last_number_of_the_table_is_found() -> None:
+    kept, plain = tables()
+    for module in (kept, plain):
+        module(torch.arange(4)).sum().backward()
+    kept.weight.grad.data[-1, -1] = 2  # a float whose last byte alone is not zero
+    assert next_gradients(kept, plain, 1) == 1
+    assert_same_grad(kept, plain)
+
+
 def test_a_single_row_is_found_later_by_the_samples() -> None:
     kept, plain = tables()
     for step in range(20):

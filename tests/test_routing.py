@@ -119,36 +119,6 @@ def test_threads_that_come_and_go() -> None:
         assert all(pool.map(work, range(4)))
 
 
-def test_whoever_replaced_the_function_stays_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-
-    def replacement(*args: Any, **kwargs: Any) -> Tensor:
-        calls.append(args)
-        return inner(*args, **kwargs)
-
-    # Before: it serves what is not routed.
-    inner = STOCK
-    monkeypatch.setattr(F, "embedding", replacement)
-    with routed():
-        assert takes_narrow() and not calls
-        with routed(False):
-            nn.Embedding(5, 3)(INDICES)
-        assert len(calls) == 1
-    assert F.embedding is replacement
-    monkeypatch.setattr(F, "embedding", STOCK)
-    # In the middle: it is not thrown out, and routing still works below it.
-    with routed():
-        inner = F.embedding
-        monkeypatch.setattr(F, "embedding", replacement)
-    assert F.embedding is replacement and not takes_narrow()
-    with routed():
-        assert takes_narrow()
-    assert F.embedding is replacement
-    monkeypatch.setattr(F, "embedding", STOCK)
-    with routed():
-        assert takes_narrow()
-
-
 def test_signature_is_torchs() -> None:
     with routed():
         assert F.embedding is not STOCK
@@ -215,7 +185,6 @@ def test_checkpoint_recomputes_outside_of_the_context(use_reentrant: bool) -> No
     assert_close(grads[1], grads[0])
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_torchscript_compiles_torchs_lookup_and_trace_records_ours() -> None:
     class Fresh(nn.Embedding):  # nn.Embedding itself may have been compiled before
         pass

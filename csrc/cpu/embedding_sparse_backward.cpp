@@ -41,7 +41,7 @@ struct Entries {
 // An entry a row in use, ascending.
 Entries sum_entries(const DenseGradient& task) {
   if (task.grad_output.is_complex()) {  // a sum of complex rows is a sum of real rows twice as wide
-    const auto real = at::view_as_real(task.grad_output.resolve_conj()).flatten(-2);
+    const auto real = at::view_as_real(task.grad_output).flatten(-2);
     const auto [rows, values] = sum_entries(
         {real, task.indices, task.num_weights, task.padding_idx, task.scale_grad_by_freq});
     const int64_t width = task.grad_output.size(-1);

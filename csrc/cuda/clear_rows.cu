@@ -1,10 +1,12 @@
 // Zeros in the rows that an earlier gradient wrote: what a kept gradient pays in place of a fill of
 // the whole table.
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
-#include "dense_gradient.h"
+#include "../kept_gradient.h"
 #include "launch_math.h"
 #include "vector.cuh"
 
@@ -41,8 +43,7 @@ void launch(const at::Tensor& grad, const at::Tensor& rows, int64_t row_bytes,
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-}  // namespace
-
+// rows [N] int64 of grad [V, D] contiguous; rows that grad does not have are passed over.
 void clear_rows(const at::Tensor& grad, const at::Tensor& rows) {
   if (rows.numel() == 0 || grad.numel() == 0) {
     return;
@@ -62,4 +63,22 @@ void clear_rows(const at::Tensor& grad, const at::Tensor& rows) {
   }
 }
 
+// A search waits for the device, and one of a few rows as long as one of all.
+const KeptMemory memory{[](int64_t num_rows, int64_t width, const at::TensorOptions& options) {
+                          return at::zeros({num_rows, width}, options);
+                        },
+                        [](const at::Tensor& grad) { grad.zero_(); },
+                        [](const at::Tensor& grad, const UsedRows& rows) {
+                          for (const auto& of_one_backward : rows.on_device) {
+                            clear_rows(grad, of_one_backward);
+                          }
+                        },
+                        [](const at::Tensor& grad) {
+                          const auto rows = grad.ne(0).any(1).nonzero();
+                          return rows.numel() > 0 ? rows.select(0, 0).item<int64_t>() : int64_t{-1};
+                        },
+                        /*first_nonzero_row_of_sample=*/nullptr};
+[[maybe_unused]] const bool registered = register_kept_memory(c10::kCUDA, memory);
+
+}  // namespace
 }  // namespace embed_ext::cuda

@@ -1,5 +1,4 @@
-// What the autograd nodes and the kept gradient ask of the CUDA half. In a CPU-only build
-// no_cuda.cpp answers.
+// What the autograd nodes ask of the CUDA half. In a CPU-only build no_cuda.cpp answers.
 #pragma once
 
 #include "../dense_gradient.h"
@@ -16,8 +15,5 @@ at::Tensor gradient_in_kept_memory(const char* op, const DenseGradient& task, Ke
 // unless null, is told of the rows.
 void add_gradient(const char* op, const DenseGradient& task, const at::Tensor& table,
                   KeptGradient* kept);
-
-// Zeros in rows [N] int64 of grad [V, D] contiguous; rows that grad does not have are passed over.
-void clear_rows(const at::Tensor& grad, const at::Tensor& rows);
 
 }  // namespace embed_ext::cuda

@@ -19,7 +19,7 @@ at::Tensor embedding_dense_backward(const at::Tensor& grad_output, const at::Ten
                                     bool scale_grad_by_freq) {
   check_grad(kOp, grad_output, indices, num_weights);
   if (grad_output.is_complex()) {  // a sum of complex rows is a sum of real rows twice as wide
-    const auto real = at::view_as_real(grad_output.resolve_conj()).flatten(-2);
+    const auto real = at::view_as_real(grad_output).flatten(-2);
     const auto out =
         embedding_dense_backward(real, indices, num_weights, padding_idx, scale_grad_by_freq);
     return at::view_as_complex(out.view({num_weights, grad_output.size(-1), 2}));

@@ -16,8 +16,7 @@ void embedding_grad_add_(const at::Tensor& grad_weight, const at::Tensor& grad_o
                          const at::Tensor& indices, int64_t padding_idx, bool scale_grad_by_freq) {
   check_grad_add(kOp, grad_weight, grad_output, indices);
   const bool is_complex = grad_output.is_complex();
-  const auto grad =
-      is_complex ? at::view_as_real(grad_output.resolve_conj()).flatten(-2) : grad_output;
+  const auto grad = is_complex ? at::view_as_real(grad_output).flatten(-2) : grad_output;
   const auto table = is_complex ? at::view_as_real(grad_weight).flatten(-2) : grad_weight;
   sum_gradient(kOp, {grad, indices, table.size(0), padding_idx, scale_grad_by_freq},
                RowsOfOut::kAdded, [&] { return table; });

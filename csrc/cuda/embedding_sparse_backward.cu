@@ -107,7 +107,7 @@ Entries copy_entries(const Task& task, const IndexErrors& errors, cudaStream_t s
 Entries sum_entries(const Task& task, const IndexErrors& errors, cudaStream_t stream) {
   const int64_t width = task.grad.size(1);
   if (task.grad.is_complex()) {  // a sum of complex rows is a sum of real rows twice as wide
-    const auto real = at::view_as_real(task.grad.resolve_conj()).flatten(-2);
+    const auto real = at::view_as_real(task.grad).flatten(-2);
     const auto [rows, values] =
         sum_entries({real, task.index, task.num_weights, task.padding_idx, task.scale_grad_by_freq},
                     errors, stream);

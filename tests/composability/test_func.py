@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -36,6 +36,7 @@ from tests.composability.lookups import (
 )
 
 NUM_ROWS, WIDTH, BATCH = 5, 3, 4
+PADDING_ROW = OPTIONS["padding"]["padding_idx"]
 each_lookup = pytest.mark.parametrize("lookup", LOOKUPS)
 # A Function's backward runs under the vmap of its forward, an op's does not.
 of_the_op = pytest.mark.parametrize("lookup", [functional, module])
@@ -56,7 +57,9 @@ def tables() -> Tensor:
 
 
 def batches() -> Tensor:
-    return make_indices((BATCH, 2, 3), NUM_ROWS)
+    indices = make_indices((BATCH, 2, 3), NUM_ROWS)
+    indices[:, 1, 0] = PADDING_ROW  # of each sample, also of one that all tables share
+    return indices
 
 
 def placed(stacked: Tensor, dim: int | None) -> Tensor:
@@ -110,14 +113,16 @@ def test_grad_of_grad(options: dict[str, Any], lookup: Lookup) -> None:
     assert_close(penalty(lookup, tables()[0]), penalty(stock, tables()[0]))
 
 
-def vmap_cases() -> Iterator[Any]:
+def vmap_cases() -> list[Any]:
     """Every spelling with every option over every choice of dimensions, but for one: over indices
     alone torch counts occurrences in the whole batch, as the next test shows."""
-    for lookup, dims, name in itertools.product(LOOKUPS, IN_DIMS, OPTIONS):
-        if dims[0] is None and lookup is not function and "scaled" in name:
-            continue
-        case_id = f"{lookup.__name__}-{name}-{dims[0]}-{dims[1]}"
-        yield pytest.param(dims, OPTIONS[name], lookup, id=case_id)
+    return [
+        pytest.param(
+            dims, OPTIONS[name], lookup, id=f"{lookup.__name__}-{name}-{dims[0]}-{dims[1]}"
+        )
+        for lookup, dims, name in itertools.product(LOOKUPS, IN_DIMS, OPTIONS)
+        if dims[0] is not None or lookup is function or "scaled" not in name
+    ]
 
 
 @pytest.mark.parametrize(("dims", "options", "lookup"), vmap_cases())
@@ -209,6 +214,23 @@ def test_vmap_of_byte_indices_reaches_past_row_255(lookup: Lookup) -> None:
     indices = make_indices((3, 50), 200, torch.uint8)
     expected = torch.stack([stock(w, i.long()) for w, i in zip(weights, indices, strict=True)])
     assert_close(vmap(lookup)(weights, indices), expected)
+
+
+@each_lookup
+def test_vmap_turns_a_byte_down_that_would_wrap(lookup: Lookup) -> None:
+    weights = torch.zeros(3, 100, WIDTH)
+    indices = torch.zeros(3, 50, dtype=torch.uint8)
+    indices[0, 7] = 200  # and 200 behind the last table is 144, were it a byte
+    with pytest.raises(IndexError, match="index out of range"):
+        vmap(lookup)(weights, indices)
+
+
+@pytest.mark.parametrize("width", [0, 2])
+def test_vmap_of_the_dense_backward_over_gradients(width: int) -> None:
+    op = torch.ops.embed_ext.embedding_dense_backward
+    grads, indices = make_table(3 * 4, width).view(3, 4, width), torch.tensor([1, 4, 1, 0])
+    actual = vmap(lambda grad: op(grad, indices, 5))(grads)
+    assert_close(actual, torch.stack([op(grad, indices, 5) for grad in grads]))
 
 
 @of_the_op

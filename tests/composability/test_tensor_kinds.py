@@ -256,6 +256,13 @@ def test_jagged_int32() -> None:
     assert_close(ours(jagged).values(), theirs(jagged).values())
 
 
+def test_a_nested_table_is_refused() -> None:
+    rows = [torch.randn(2, 3), torch.randn(4, 3)]
+    table = torch.nested.nested_tensor(rows, layout=torch.jagged)
+    with pytest.raises(RuntimeError, match="expected a dense weight, but it is a nested tensor"):
+        torch.ops.embed_ext.embedding(table, torch.tensor([1]))
+
+
 def test_nested_strided_indices_are_refused() -> None:
     """PyTorch's earlier nested layout, a prototype that it no longer develops, has no kernel."""
     _, ours = make_pair()

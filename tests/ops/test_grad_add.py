@@ -72,6 +72,20 @@ def test_low_precision_meets_float32_unrounded(
     assert count == 0 or not torch.equal(table, wanted)
 
 
+@pytest.mark.parametrize("count", [1023, 1024, 1025, 2048, 2049])
+def test_a_row_of_whole_chunks_is_added_once(device: str, count: int) -> None:
+    """Whole numbers, whose sums are exact."""
+    indices = torch.full((count,), 4, device=device)
+    indices[5] = 7
+    grad = torch.arange(3 * count, dtype=torch.float64, device=device).view(count, 3)
+    for some in (indices, torch.cat([indices, indices[6:7]])):  # one of 4 less, and as many
+        more = torch.cat([grad, grad[: len(some) - count]])
+        table = torch.ones(ROWS, 3, dtype=torch.float64, device=device)
+        wanted = expected(table, more, some)
+        grad_add(table, more, some)
+        assert torch.equal(table, wanted)
+
+
 @pytest.mark.parametrize("dtype", REAL_DTYPES, ids=str)
 def test_rows_of_a_wider_table(device: str, dtype: torch.dtype) -> None:
     """What lies beside the columns, and every row that is not named, keeps its bits."""
