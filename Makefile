@@ -70,9 +70,10 @@ $(VENV)/.installed-%: pyproject.toml tools/extras.py $(VENV)/.installed-torch
 	$(PY) -m pip install --quiet --constraint $(VENV)/.torch.txt -r $@.txt
 	@touch $@
 
-# torchrec requires the CUDA build of what is installed here for the CPU.
-$(VENV)/.installed-torchrec: pyproject.toml tools/extras.py $(VENV)/.installed-models
-	$(PY) tools/extras.py torchrec > $@.txt
+# torchrec requires the CUDA build of what is installed here for the CPU, fastai what nobody uses here.
+$(addprefix $(VENV)/.installed-,torchrec fastai): $(VENV)/.installed-%: \
+		pyproject.toml tools/extras.py $(VENV)/.installed-models
+	$(PY) tools/extras.py $* > $@.txt
 	$(PY) -m pip install --quiet --no-deps -r $@.txt
 	@touch $@
 
@@ -82,7 +83,7 @@ build: $(call needs,build) | preflight  ## compile the extension in place
 test: build $(call needs,test)  ## run the tests
 	$(PY) -m pytest $$($(PY) tools/pytest_options.py) $(TEST_ARGS)
 
-test-models: build $(call needs,test models torchrec)  ## swap the lookups of real models
+test-models: build $(call needs,test models torchrec fastai)  ## swap the lookups of real models
 	$(PY) -m pytest $$($(PY) tools/pytest_options.py) tests/models $(TEST_ARGS)
 
 demo: build $(call needs,bench)  ## train skip-gram with nn.Embedding and with this one

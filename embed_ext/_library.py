@@ -53,3 +53,4 @@ from embed_ext._after_import import after_import  # noqa: E402
 _vmap.register()
 _nested.register()
 after_import("torch.distributed.tensor", lambda: import_module("embed_ext._sharding"))
+after_import("opacus.grad_sample", lambda: import_module("embed_ext._opacus").register())

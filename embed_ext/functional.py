@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from operator import index
+from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
@@ -17,6 +19,12 @@ __all__ = ["embedding"]
 # (weight, indices, padding_idx, scale_grad_by_freq, sparse, coalesced) -> out, of types of weight
 # for which the op alone would not do.
 LOOKUPS: dict[type, Callable[..., Tensor]] = {}
+
+# As classes know it by identity; routing may put another function in its place later.
+_torch_embedding = F.embedding
+_PLAIN = (Tensor, nn.Parameter)
+# What a class inherits that overrides nothing: it runs the function that it is handed.
+_inherited = vars(Tensor)["__torch_function__"].__func__
 
 
 def embedding(
@@ -31,6 +39,11 @@ def embedding(
     coalesced: bool = False,
 ) -> Tensor:
     """Look up rows of a table: ``out[..., :] = weight[input[...], :]``.
+
+    The class of `weight`, if it has a ``__torch_function__`` of its own as torchao's tables and
+    torch's ExpandedWeight have, is handed ``torch.nn.functional.embedding``, the lookup that such
+    classes know; `coalesced` means nothing there. Classes of `input`, modes and tracers are handed
+    this function.
 
     Args:
         input: indices, shape ``(*)``, any shape including empty and 0-D. int64, int32, int16,
@@ -67,10 +80,11 @@ def embedding(
         tensor([[3.0000, 3.5000],
                 [1.0000, 1.5000]])
     """
-    if has_torch_function_variadic(input, weight):
-        return handle_torch_function(
-            embedding,
-            (input, weight),
+    # Where a class runs what it was handed, Dynamo still says yes to the first question.
+    if has_torch_function_variadic(input, weight) and (
+        not is_compiling() or torch._C._is_torch_function_enabled()
+    ):
+        return _overridden(
             input,
             weight,
             padding_idx=padding_idx,
@@ -79,6 +93,12 @@ def embedding(
             scale_grad_by_freq=scale_grad_by_freq,
             sparse=sparse,
             coalesced=coalesced,
+        )
+    if is_compiling() and _overrides(weight):
+        # Dynamo says no above for a wrapper class, which is asked once the graph runs, about the
+        # function that is in the graph.
+        return _torch_embedding(
+            input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse
         )
     if max_norm is not None:
         # Everything is checked before the table is written to.
@@ -90,6 +110,25 @@ def embedding(
     if is_compiling():  # a compiler sees into torch.ops, not into a C function
         return _lookup(weight, input, padding_idx, scale_grad_by_freq, sparse, coalesced)
     return _C.embedding(weight, input, padding_idx, scale_grad_by_freq, sparse, coalesced)
+
+
+def _overridden(input: Tensor, weight: Tensor, **options: Any) -> Tensor:
+    # handle_torch_function is given the options by name, as by torch: overrides count on it.
+    relevant = (input, weight)
+    if _overrides(weight):
+        # It may know torch's lookup, and turn down functions that it does not know.
+        options.pop("coalesced")
+        return handle_torch_function(_torch_embedding, relevant, input, weight, **options)
+    # Everybody else passes on what they are handed, or records it: that is to be this lookup.
+    return handle_torch_function(embedding, relevant, input, weight, **options)
+
+
+def _overrides(weight: object) -> bool:
+    if type(weight) in _PLAIN or not isinstance(weight, Tensor):
+        return False
+    function: object = type(weight).__torch_function__
+    function = getattr(function, "__func__", function)
+    return function is not _inherited and function is not torch._C._disabled_torch_function_impl
 
 
 def _check_tensors(weight: object, indices: object) -> None:
@@ -137,12 +176,10 @@ def _general_path(
 ) -> Tensor:
     # _C.embedding's way out for anything but two plain tensors.
     if has_torch_function_variadic(indices, weight):
-        return handle_torch_function(
-            embedding,
-            (indices, weight),
+        return embedding(
             indices,
             weight,
-            padding_idx=padding_idx,
+            padding_idx,
             scale_grad_by_freq=scale_grad_by_freq,
             sparse=sparse,
             coalesced=coalesced,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
@@ -153,6 +155,19 @@ class Embedding(nn.Embedding):
             raise ValueError("keep_grad_buffer: a sparse gradient has no buffer; use sparse=False")
         if keep != self.keep_grad_buffer:
             self._kept_gradient = _C.KeptGradient() if keep else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the attributes; of the kept gradient, whose memory no copy shares, that it is."""
+        state = vars(self).copy()
+        if self.keep_grad_buffer:
+            state["_kept_gradient"] = True  # so that weights_only has no class of it to allow
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the attributes over."""
+        if state.get("_kept_gradient"):
+            state = {**state, "_kept_gradient": _C.KeptGradient()}
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         """Return nn.Embedding's, and what is not the default."""

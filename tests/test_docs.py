@@ -37,6 +37,14 @@ def test_every_test_that_is_named_exists(page: Path) -> None:
 
 
 @each_page
+def test_every_version_that_is_named_is_the_one_that_is_tested(page: Path) -> None:
+    pinned = (ROOT / "pyproject.toml").read_text()
+    named = re.findall(r"`([\w.-]+==[\w.]+)`", page.read_text())
+    assert [version for version in named if f'"{version}' not in pinned] == []
+    assert named or page.name != "libraries.md"
+
+
+@each_page
 def test_examples_run(page: Path) -> None:
     for number, block in enumerate(python_blocks(page.read_text())):
         with contextlib.redirect_stdout(io.StringIO()):

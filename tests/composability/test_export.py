@@ -119,6 +119,24 @@ def test_symbolic_trace_records_the_functional() -> None:
     assert_close(traced(indices), theirs(indices))
 
 
+def test_symbolic_trace_sees_into_the_module_unless_the_tracer_says_that_it_is_a_leaf() -> None:
+    class Tracer(torch.fx.Tracer):
+        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+            is_leaf = super().is_leaf_module(m, module_qualified_name)
+            return is_leaf or isinstance(m, embed_ext.Embedding)
+
+    theirs, ours = make_models()
+    seen = []
+    for tracer, model in ((torch.fx.Tracer(), theirs), (torch.fx.Tracer(), ours), (Tracer(), ours)):
+        graph = tracer.trace(model)
+        seen.append([node.op for node in graph.nodes if node.op not in ("placeholder", "output")])
+        traced = torch.fx.GraphModule(model, graph)
+        indices = make_indices((4, 9), NUM_ROWS)
+        assert_close(traced(indices), theirs(indices))
+    assert [ops[0] for ops in seen] == ["call_module", "get_attr", "call_module"]
+    assert seen[1][:2] == ["get_attr", "call_function"]
+
+
 def test_jit_trace_save_and_load() -> None:
     theirs, ours = make_models()
     file = io.BytesIO()

@@ -95,7 +95,7 @@ def test_meta_beside_real_is_refused(mix: str) -> None:
         embed_ext.functional.embedding(indices, weight)
 
 
-# Modes and subclasses that watch.
+# Modes that watch; test_overrides.py has the classes that do.
 
 
 class FunctionLog(TorchFunctionMode):
@@ -141,48 +141,6 @@ def test_dispatch_mode_sees_the_ops_that_torch_runs(sparse: bool) -> None:
         logs.append([call.split(".")[1] for call in log.calls if "embedding" in call])
     assert logs[1][:2] == ["embedding_renorm_", "embedding"] == logs[0][:2]
     assert logs[1][2:] == [f"embedding_{'sparse' if sparse else 'dense'}_backward"]
-
-
-class Named(Tensor):
-    """A subclass that overrides torch functions and notes which, and with what."""
-
-    calls: list[tuple[Any, tuple[type, ...], dict[str, Any]]] = []
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> object:
-        cls.calls.append((func, tuple(type(arg) for arg in args[:2]), dict(kwargs or {})))
-        return super().__torch_function__(func, types, args, kwargs or {})
-
-
-@pytest.mark.parametrize("which", ["table", "indices"])
-def test_torch_function_gets_input_then_weight(which: str) -> None:
-    weight, indices = make_table(NUM_ROWS, WIDTH), make_indices((4,), NUM_ROWS)
-    expected = stock(weight, indices)
-    types: tuple[type, type]
-    if which == "table":
-        weight, types = weight.as_subclass(Named), (Tensor, Named)
-    else:
-        indices, types = indices.as_subclass(Named), (Named, Tensor)
-    Named.calls.clear()
-    out = embed_ext.functional.embedding(indices, weight, padding_idx=1, sparse=True)
-    func, seen, kwargs = Named.calls[0]
-    assert func is embed_ext.functional.embedding and seen == types
-    assert kwargs["padding_idx"] == 1 and kwargs["sparse"] is True
-    assert type(out) is Named
-    assert torch.equal(out.as_subclass(Tensor), expected)
-
-
-def test_module_over_a_table_that_overrides_torch_functions() -> None:
-    theirs, ours = make_pair(padding_idx=1, scale_grad_by_freq=True)
-    ours.weight = torch.nn.Parameter(ours.weight.detach().as_subclass(Named))
-    Named.calls.clear()
-    out = ours(make_indices((4,), NUM_ROWS))
-    func, seen, kwargs = Named.calls[0]
-    assert func is embed_ext.functional.embedding and seen[0] is Tensor
-    assert kwargs["padding_idx"] == 1 and kwargs["scale_grad_by_freq"] is True
-    assert torch.equal(out.as_subclass(Tensor), theirs(make_indices((4,), NUM_ROWS)))
 
 
 # Wrappers.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import warnings
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# pykeen makes its folders when it is imported.
+os.environ["PYSTOW_HOME"] = os.path.join(tempfile.gettempdir(), "pystow-of-tests")
 
 
 def _package(name: str) -> Any:
@@ -51,3 +54,38 @@ def torchrec() -> Any:
     """The package, with the CPU build of what it calls."""
     _package("fbgemm_gpu")
     return _package("torchrec")
+
+
+@pytest.fixture(scope="session")
+def torch_geometric() -> Any:
+    """The package."""
+    return _package("torch_geometric")
+
+
+@pytest.fixture(scope="session")
+def lightning() -> Any:
+    """The package."""
+    return _package("lightning")
+
+
+@pytest.fixture(scope="session")
+def pykeen() -> Any:
+    """The package, with its models and what they load."""
+    _package("pykeen.models")
+    _package("pykeen.training")
+    return _package("pykeen")
+
+
+@pytest.fixture(scope="session")
+def fastai() -> Any:
+    """The package, with collaborative filtering, tables and text."""
+    _package("fastai.collab")
+    _package("fastai.text.data")
+    _package("fastai.text.models")
+    return _package("fastai")
+
+
+@pytest.fixture(scope="session")
+def opacus() -> Any:
+    """The package."""
+    return _package("opacus")

@@ -55,17 +55,17 @@ def test_torchao_linear_beside_a_converted_table(torchao_quantization: Any) -> N
     assert torch.equal(actual, models[1](INDICES)) and served == ["ours"]
 
 
-def test_torchao_table_of_a_converted_model_is_served_after_revert(
-    torchao_quantization: Any,
+@pytest.mark.parametrize("routed", [False, True])
+def test_torchao_table_of_a_converted_model_is_looked_up_by_torchao(
+    torchao_quantization: Any, routed: bool
 ) -> None:
     stock, ours = make_model(), make_model()
     ours.load_state_dict(stock.state_dict())
     embed_ext.convert(ours)
     for model in (stock, ours):
         quantize(torchao_quantization, model)
-    # torchao's tensor knows torch's lookup and no other.
-    with pytest.raises(NotImplementedError, match="embed_ext.embedding"):
-        ours(INDICES)
+    with embed_ext.routed(routed):
+        assert torch.equal(ours(INDICES), stock(INDICES))
     embed_ext.revert(ours)
     assert torch.equal(ours(INDICES), stock(INDICES))
 
