@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from embed_ext._subclasses import original_class, served_by, swapped_class, why_not_subclass
 from embed_ext._support import why_not
 from embed_ext.modules import Embedding
 
 __all__ = ["ConversionReport", "Entry", "convert", "revert"]
 
 Where: TypeAlias = "str | Iterable[str] | Callable[[str, nn.Module], bool] | None"
+
+# What embed_ext.Embedding reads, and keeps in the module's own attributes. keep_grad_buffer is a
+# property, which is kept in the first.
+_STATE = ("_kept_gradient", "add_to_main_grad", "coalesced")
+_NAMES = (*_STATE, "keep_grad_buffer")
 
 _ROUTED = "embed_ext.routed() serves it as it is"
 _ROUTED_INSIDE = "embed_ext.routed() serves what it looks up through nn.functional.embedding"
@@ -30,6 +36,7 @@ class Entry:
         names: every name under which the model holds it; "" is the model itself.
         module: its class and options.
         reason: why it was left; empty if it was not.
+        served: of a subclass that was converted: by what it is served; empty for nn.Embedding's.
 
     Example:
         >>> import embed_ext, torch
@@ -41,10 +48,12 @@ class Entry:
     names: tuple[str, ...]
     module: str
     reason: str = ""
+    served: str = ""
 
     def __str__(self) -> str:
         names = " = ".join(name or "(the model itself)" for name in self.names)
-        return f"{names}: {self.module}" + (f"\n    {self.reason}" if self.reason else "")
+        remarks = (self.reason, self.served and f"served {self.served}")
+        return "\n    ".join([f"{names}: {self.module}", *filter(None, remarks)])
 
 
 @dataclass(frozen=True, repr=False)
@@ -94,10 +103,18 @@ def convert(model: nn.Module, *, where: Where = None) -> ConversionReport:
     optimizers, tied weights and modules held in two places notice nothing, and a compiled model
     recompiles at its next call. Calling it again changes nothing.
 
-    Left as they are, with the reason in the report: subclasses (their class may mean something to
-    others), modules whose `forward` was replaced, TorchScript modules, and tables that embed_ext's
-    ops do not take (a tensor subclass such as a quantized weight, a quantized dtype, another
-    device). :func:`embed_ext.routed` serves the lookups of most of them.
+    A module of a subclass gets a class that is made for its own: of the same name, a subclass of
+    it and of embed_ext.Embedding, with its forward. The report says by what it is served: by the
+    forward that it inherits, by its ``super().forward``, or by the lookups in its forward (of
+    ``torch.nn.functional``; these take the time of a ``TorchFunctionMode``, some microseconds, and
+    do not know the options of embed_ext.Embedding).
+
+    Left as they are, with the reason in the report: subclasses whose forward is not seen to call
+    a lookup, modules whose `forward` was replaced, TorchScript modules, modules that have
+    attributes of the names of embed_ext.Embedding's options, and tables that embed_ext's ops do
+    not take (a tensor subclass such as a quantized weight, a quantized dtype, another device).
+    :func:`embed_ext.routed` serves the lookups of most of them, and those that other modules do
+    with a module's weight.
 
     Args:
         model: any module.
@@ -121,17 +138,19 @@ def convert(model: nn.Module, *, where: Where = None) -> ConversionReport:
         >>> type(model[0])
         <class 'embed_ext.modules.Embedding'>
     """
-    return _swap("convert", model, where, Embedding, _why_not_converted)
+    return _swap("convert", model, where, _converted_class, _why_not_converted)
 
 
 def revert(model: nn.Module, *, where: Where = None) -> ConversionReport:
     """Undo :func:`convert`: make every :class:`embed_ext.Embedding` a plain ``nn.Embedding``.
 
+    A module of a subclass gets back the class that it had.
+
     In place, like :func:`convert`, and for modules that were created as embed_ext.Embedding too:
     the two differ in nothing but their class, and in `keep_grad_buffer`, `add_to_main_grad` and
     `coalesced`, which are forgotten. Afterwards nothing of the model needs embed_ext, as when it is
     to be pickled, or handed to a tool that tests for the exact class. Left, with a reason:
-    subclasses of embed_ext.Embedding.
+    subclasses of embed_ext.Embedding that somebody wrote.
 
     Args:
         model: any module.
@@ -151,14 +170,22 @@ def revert(model: nn.Module, *, where: Where = None) -> ConversionReport:
         >>> type(model[0])
         <class 'torch.nn.modules.sparse.Embedding'>
     """
-    return _swap("revert", model, where, nn.Embedding, _why_not_reverted)
+    return _swap("revert", model, where, _reverted_class, _why_not_reverted)
+
+
+def _converted_class(kind: type[nn.Embedding]) -> type[nn.Embedding]:
+    return Embedding if kind is nn.Embedding else swapped_class(kind)
+
+
+def _reverted_class(kind: type[nn.Embedding]) -> type[nn.Embedding]:
+    return original_class(kind) or nn.Embedding
 
 
 def _swap(
     action: str,
     model: nn.Module,
     where: Where,
-    target: type[nn.Embedding],
+    target: Callable[[type[nn.Embedding]], type[nn.Embedding]],
     why_not_swapped: Callable[[nn.Module], str | None],
 ) -> ConversionReport:
     if not isinstance(model, nn.Module):
@@ -176,19 +203,29 @@ def _swap(
         elif reason is not None:
             left.append(Entry(names, shown, reason))
         else:
-            # The two classes have the same layout and all state is in __dict__: no copy, no
-            # second object for whoever holds this one. torch's parametrize does the same.
-            module.__class__ = target
-            if target is nn.Embedding:
-                # Memory that nobody would use again, and an option that nobody would read.
-                for option in ("_kept_gradient", "add_to_main_grad", "coalesced"):
-                    vars(module).pop(option, None)
-            vars(module).pop("forward", None)  # see _is_patched: the method of the class before
-            # torch 2.11: Dynamo checks a class again only where the dict below it was written to.
-            vars(module)["_swapped"] = True
-            del vars(module)["_swapped"]
-            swapped.append(entry)
+            kind: Any = type(module)
+            try:
+                _change_class(module, target(kind))
+            except TypeError as error:  # __slots__, for one, that do not fit
+                left.append(Entry(names, shown, f"Python does not change its class: {error}"))
+                continue
+            is_own = action == "convert" and kind is not nn.Embedding
+            swapped.append(Entry(names, shown, served=served_by(kind)) if is_own else entry)
     return ConversionReport(action, tuple(swapped), tuple(already), tuple(left))
+
+
+def _change_class(module: nn.Module, target: type[nn.Embedding]) -> None:
+    # The two classes have the same layout and all state is in __dict__: no copy, no second object
+    # for whoever holds this one. torch's parametrize does the same.
+    object.__setattr__(module, "__class__", target)
+    if not issubclass(target, Embedding):
+        # Memory that nobody would use again, and options that nobody would read.
+        for name in _STATE:
+            vars(module).pop(name, None)
+    vars(module).pop("forward", None)  # see _is_patched: the method of the class before
+    # torch 2.11: Dynamo checks a class again only where the dict below it was written to.
+    vars(module)["_swapped"] = True
+    del vars(module)["_swapped"]
 
 
 def _selector(where: Where) -> Callable[[str, nn.Module], bool]:
@@ -228,18 +265,20 @@ def _why_not_converted(module: nn.Module) -> str | None:
         return ""
     if _is_scripted(module):
         return "it is TorchScript, compiled as it stands: convert first, script then"
-    if kind is not nn.Embedding:
-        if is_parametrized(module):
-            return f"it is parametrized: convert first, parametrize then; or {_ROUTED}"
-        name = f"{kind.__module__}.{kind.__qualname__}"
-        if kind.forward is nn.Embedding.forward:
-            return f"its class {name} is kept; {_ROUTED}"
-        return f"its class {name} has a forward of its own; {_ROUTED_INSIDE}"
+    if is_parametrized(module):
+        return f"it is parametrized: convert first, parametrize then; or {_ROUTED}"
     if _is_patched(module):
         return f"its forward was replaced on the instance; {_ROUTED_INSIDE}"
     stock = nn.Embedding.forward
     if stock.__module__ != nn.Embedding.__module__ or hasattr(stock, "__wrapped__"):
         return f"nn.Embedding.forward itself was replaced; {_ROUTED_INSIDE}"
+    taken = next((name for name in _NAMES if hasattr(module, name)), None)
+    if taken is not None:
+        return f"its attribute {taken} would be an option of embed_ext.Embedding; {_ROUTED_INSIDE}"
+    if issubclass(kind, nn.Embedding) and kind is not nn.Embedding:
+        reason = why_not_subclass(kind)
+        if reason is not None:
+            return f"{reason}; {_ROUTED_INSIDE}"
     # Pruning, for one, keeps the weight as an attribute that is no parameter. Without any weight
     # both classes raise the same error.
     weight = getattr(module, "weight", None)
@@ -247,7 +286,7 @@ def _why_not_converted(module: nn.Module) -> str | None:
 
 
 def _why_not_reverted(module: nn.Module) -> str | None:
-    if type(module) is Embedding:
+    if type(module) is Embedding or original_class(type(module)) is not None:
         if _is_patched(module):
             return "its forward was replaced on the instance, and may call the one to be removed"
         return None

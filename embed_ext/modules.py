@@ -11,7 +11,16 @@ from torch.compiler import is_compiling
 from embed_ext import _C, functional
 from embed_ext._main_grad import check_weight, lookup_adding_to_main_grad
 
-__all__ = ["Embedding"]
+__all__ = ["Embedding", "finds_weight_as_parameter"]
+
+
+def finds_weight_as_parameter(kind: type[nn.Module]) -> bool:
+    """Whether nothing in this class comes before the parameter where `weight` is asked for."""
+    return (
+        kind.__getattribute__ is object.__getattribute__
+        and kind.__getattr__ is nn.Module.__getattr__
+        and not any("weight" in vars(base) for base in kind.__mro__)
+    )
 
 
 class Embedding(nn.Embedding):
@@ -99,8 +108,16 @@ class Embedding(nn.Embedding):
     _kept_gradient = None  # type: _C.KeptGradient | None
     add_to_main_grad = False
     coalesced = False
+    # A property that is put into the class later, as by torch's parametrize, takes the parameter
+    # away from the module.
+    _finds_weight_as_parameter = True
     __constants__ = [*nn.Embedding.__constants__, "add_to_main_grad", "coalesced"]
     __jit_unused_properties__ = ["keep_grad_buffer"]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Look once at what each lookup would have to ask."""
+        super().__init_subclass__(**kwargs)
+        cls._finds_weight_as_parameter = finds_weight_as_parameter(cls)
 
     def __init__(
         self,
@@ -195,9 +212,18 @@ class Embedding(nn.Embedding):
             )
         else:
             # nn.Module.__getattr__ takes longer than a small lookup; it is asked only where weight
-            # is not an ordinary parameter (parametrized, or assigned as a plain tensor).
-            weight: Tensor | None = self._parameters.get("weight")
-            if weight is None:
+            # may be something else than the parameter of that name (parametrized, a plain tensor,
+            # a property). No get(): a mapping of somebody's own may do its work in __getitem__.
+            compiling = is_compiling()
+            parameters = self._parameters
+            if (
+                not compiling
+                and self._finds_weight_as_parameter
+                and "weight" in parameters
+                and "weight" not in self.__dict__
+            ):
+                weight: Tensor = parameters["weight"]  # type: ignore[assignment]
+            else:
                 weight = self.weight
             sparse = self.sparse
             if self.add_to_main_grad:
@@ -210,7 +236,7 @@ class Embedding(nn.Embedding):
                 return lookup_adding_to_main_grad(
                     weight, input, padding_idx, self.scale_grad_by_freq
                 )
-            if self.max_norm is None and not is_compiling():
+            if self.max_norm is None and not compiling:
                 return _C.embedding(
                     weight,
                     input,

@@ -29,7 +29,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from embed_ext import functional
 from embed_ext._support import INDEX_DTYPES, TENSOR_TYPES, why_not
 
-__all__ = ["is_routed", "route", "routed"]
+__all__ = ["is_routed", "is_taken", "route", "routed"]
 
 _lock = threading.Lock()
 _num_users = 0  # contexts that are open in any thread, and one for the global switch
@@ -141,7 +141,8 @@ def _leave_the_place() -> None:
         F.embedding = _torch_embedding
 
 
-def _is_taken(input: Tensor, weight: Tensor) -> bool:
+def is_taken(input: Tensor, weight: Tensor) -> bool:
+    """Whether the ops take these indices (*) and this table [V, D]."""
     return type(input) in TENSOR_TYPES and input.dtype in INDEX_DTYPES and why_not(weight) is None
 
 
@@ -175,7 +176,7 @@ def _embedding(
 def _choose(input: Tensor, weight: Tensor, **options: Any) -> Tensor:
     # handle_torch_function is given the options by name, as by torch: overrides count on it.
     relevant = (input, weight)
-    if is_routed() and _is_taken(input, weight):
+    if is_routed() and is_taken(input, weight):
         if has_torch_function_variadic(input, weight):  # a mode, which may call _embedding again
             return handle_torch_function(_embedding, relevant, input, weight, **options)
         return functional.embedding(input, weight, **options)

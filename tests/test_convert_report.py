@@ -12,7 +12,8 @@ from torch.nn.utils import parametrize
 
 import embed_ext
 from embed_ext import ConversionReport, convert, revert
-from tests.swapping import INDICES, Inherits, Scaled, Tied
+from tests.subclasses import Indexes
+from tests.swapping import INDICES, Scaled, Tied
 
 
 class Wrapped(Tensor):
@@ -38,23 +39,26 @@ def only_left(module: nn.Module) -> str:
 
 
 def test_report_reads_like_one() -> None:
-    model = nn.ModuleDict({"a": nn.Embedding(5, 3, padding_idx=1), "b": Scaled(4, 2)})
+    model = nn.ModuleDict({"a": nn.Embedding(5, 3, padding_idx=1), "b": Indexes(4, 2)})
     model["c"] = model["a"]
     model["d"] = embed_ext.Embedding(2, 2)
+    model["e"] = Scaled(4, 2)
     report = convert(model)
     assert isinstance(report, ConversionReport)
     text = """\
-embed_ext.convert: 1 swapped, 1 already there, 1 left
+embed_ext.convert: 2 swapped, 1 already there, 1 left
 swapped:
   a = c: Embedding(5, 3, padding_idx=1)
+  e: Scaled(4, 2)
+    served by its super().forward
 already:
   d: Embedding(2, 2)
 left:
-  b: Scaled(4, 2)
-    its class tests.swapping.Scaled has a forward of its own; embed_ext.routed() serves what \
-it looks up through nn.functional.embedding"""
+  b: Indexes(4, 2)
+    its class tests.subclasses.Indexes has a forward of its own, which is not seen to call a \
+lookup; embed_ext.routed() serves what it looks up through nn.functional.embedding"""
     assert str(report) == repr(report) == text
-    assert str(revert(model)).startswith("embed_ext.revert: 2 swapped, 1 already there, 0 left")
+    assert str(revert(model)).startswith("embed_ext.revert: 3 swapped, 1 already there, 0 left")
 
 
 def test_the_model_itself_may_be_one() -> None:
@@ -110,9 +114,16 @@ def test_anything_but_a_module_is_refused() -> None:
 # What is left.
 
 
-def test_subclasses_are_left() -> None:
-    assert "Inherits is kept; embed_ext.routed() serves it as it is" in only_left(Inherits(5, 3))
-    assert "Scaled has a forward of its own; embed_ext.routed()" in only_left(Scaled(5, 3))
+@pytest.mark.parametrize("name", ["coalesced", "add_to_main_grad", "keep_grad_buffer"])
+def test_attribute_of_the_name_of_an_option_is_left(name: str) -> None:
+    table = nn.Embedding(5, 3)
+    setattr(table, name, "mine")
+    assert f"its attribute {name} would be an option of embed_ext" in only_left(table)
+    revert(table)
+    assert getattr(table, name) == "mine"
+    table = nn.Embedding(5, 3)
+    table.register_buffer(name, torch.ones(1))
+    assert f"its attribute {name} would be an option of embed_ext" in only_left(table)
 
 
 def test_parametrised_is_left_and_may_come_after() -> None:

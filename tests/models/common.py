@@ -79,6 +79,57 @@ CONFIGS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "sliding_window": 8,
         },
     ),
+    "gemma3n": (
+        "Gemma3nForCausalLM",
+        "Gemma3nTextConfig",
+        {
+            "vocab_size": VOCABULARY,
+            "vocab_size_per_layer_input": VOCABULARY,
+            "hidden_size": 16,
+            "hidden_size_per_layer_input": 8,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "num_kv_shared_layers": 0,
+            "head_dim": 8,
+            "intermediate_size": 32,
+            "laurel_rank": 4,
+            "altup_num_inputs": 2,
+            "max_position_embeddings": 32,
+            "sliding_window": 8,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
+    "opt": (
+        "OPTForCausalLM",
+        "OPTConfig",
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 16,
+            "word_embed_proj_dim": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "ffn_dim": 32,
+            "max_position_embeddings": 32,
+        },
+    ),
+    "bart": (
+        "BartForConditionalGeneration",
+        "BartConfig",
+        {
+            "vocab_size": VOCABULARY,
+            "d_model": 16,
+            "encoder_layers": 1,
+            "decoder_layers": 1,
+            "encoder_attention_heads": 2,
+            "decoder_attention_heads": 2,
+            "encoder_ffn_dim": 32,
+            "decoder_ffn_dim": 32,
+            "max_position_embeddings": 32,
+            "scale_embedding": True,
+            "decoder_start_token_id": 2,
+        },
+    ),
     "whisper": (
         "WhisperForConditionalGeneration",
         "WhisperConfig",
@@ -126,7 +177,16 @@ SWAPPED = {
         "decoder.embed_tokens",
         "decoder.block.0.layer.0.SelfAttention.relative_attention_bias",
     ],
-    "gemma3": [],
+    "gemma3": ["model.embed_tokens"],
+    "gemma3n": ["model.embed_tokens", "model.embed_tokens_per_layer"],
+    "opt": ["model.decoder.embed_tokens", "model.decoder.embed_positions"],
+    "bart": [
+        "model.shared",
+        "model.encoder.embed_tokens",
+        "model.encoder.embed_positions",
+        "model.decoder.embed_tokens",
+        "model.decoder.embed_positions",
+    ],
     "whisper": ["model.encoder.embed_positions", "model.decoder.embed_tokens"],
     "clip": [
         "text_model.embeddings.token_embedding",
@@ -134,7 +194,7 @@ SWAPPED = {
         "vision_model.embeddings.position_embedding",
     ],
 }
-LEFT = {"gemma3": ["model.embed_tokens"], "whisper": ["model.decoder.embed_positions"]}
+LEFT = {"whisper": ["model.decoder.embed_positions"]}
 
 
 def make_config(transformers: Any, name: str) -> Any:

@@ -47,7 +47,7 @@ def test_every_lookup_is_served(transformers: Any, name: str) -> None:
     with lookups() as routed, embed_ext.routed():
         outputs(theirs, name)
     assert set(before) == {"torch's"} and set(routed) == {"ours"}
-    assert set(converted) == ({"torch's"} if name == "gemma3" else {"ours"})
+    assert set(converted) == {"ours"}
     assert len(before) == len(converted) == len(routed)
 
 
@@ -82,8 +82,7 @@ def test_training_steps(transformers: Any, name: str) -> None:
         losses.append([])
         for step in range(4):
             optimizer.zero_grad()
-            with embed_ext.routed(model is pair[0]):
-                loss = outputs(model, name, seed=step).loss
+            loss = outputs(model, name, seed=step).loss
             loss.backward()
             optimizer.step()
             losses[-1].append(loss.item())
@@ -93,14 +92,13 @@ def test_training_steps(transformers: Any, name: str) -> None:
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "t5", "gemma3", "whisper"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "t5", "gemma3", "opt", "bart", "whisper"])
 @pytest.mark.parametrize("options", [{"num_beams": 1}, {"num_beams": 2}], ids=["greedy", "beams"])
 def test_generate(transformers: Any, name: str, options: dict[str, int]) -> None:
     ours, theirs = make_pair(transformers, name)
     batch = {key: value for key, value in make_batch(name).items() if key != "labels"}
     expected = theirs.generate(**batch, max_new_tokens=6, do_sample=False, **options)
-    with embed_ext.routed(name == "gemma3"):
-        actual = ours.generate(**batch, max_new_tokens=6, do_sample=False, **options)
+    actual = ours.generate(**batch, max_new_tokens=6, do_sample=False, **options)
     assert torch.equal(actual, expected) and actual.shape[1] > 1
 
 
@@ -126,7 +124,7 @@ def test_half_precision(transformers: Any, dtype: torch.dtype) -> None:
     assert torch.equal(outputs(ours, "llama").logits, outputs(theirs, "llama").logits)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "gemma3"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "gemma3", "opt"])
 def test_compiled_without_graph_breaks(transformers: Any, name: str) -> None:
     torch.compiler.reset()
     targets: list[str] = []
@@ -138,11 +136,11 @@ def test_compiled_without_graph_breaks(transformers: Any, name: str) -> None:
     ours, theirs = make_pair(transformers, name)
     tokens = make_batch(name)["input_ids"]
     compiled = torch.compile(ours, backend=backend, fullgraph=True)
-    with torch.no_grad(), embed_ext.routed(name == "gemma3"):
+    with torch.no_grad():
         actual = compiled(input_ids=tokens, use_cache=False).logits
         expected = theirs(input_ids=tokens, use_cache=False).logits
     assert_close(actual, expected)
-    assert targets.count("embed_ext.embedding") == max(1, len(SWAPPED[name]))
+    assert targets.count("embed_ext.embedding") == len(SWAPPED[name])
     assert not any("nn.functional.embedding" in target for target in targets)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from tests.models.common import (
 )
 
 every_model = pytest.mark.parametrize("name", MODELS)
-TIED = ["gpt2", "bert", "t5", "gemma3", "whisper"]
+TIED = ["gpt2", "bert", "t5", "gemma3", "gemma3n", "opt", "bart", "whisper"]
 
 
 @pytest.mark.parametrize("name", TIED)
@@ -50,7 +51,7 @@ def test_tied_weights_stay_tied(transformers: Any, name: str) -> None:
 
 @pytest.mark.parametrize("size", [VOCABULARY + 7, VOCABULARY - 7])
 @pytest.mark.parametrize("mean_resizing", [False, True])
-@pytest.mark.parametrize("name", ["gpt2", "llama", "t5", "gemma3"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "t5", "gemma3", "opt", "bart"])
 def test_resized_vocabulary(transformers: Any, name: str, mean_resizing: bool, size: int) -> None:
     ours, theirs = make_pair(transformers, name)
     table = ours.get_input_embeddings()
@@ -138,16 +139,20 @@ def test_model_on_the_meta_device(transformers: Any) -> None:
     assert torch.equal(outputs(model, "gpt2").logits, outputs(stock, "gpt2").logits)
 
 
-def test_copy_and_whole_model_file(transformers: Any) -> None:
-    ours, theirs = make_pair(transformers, "t5")
-    expected = outputs(theirs, "t5").logits
+@pytest.mark.parametrize("name", ["t5", "bart", "opt", "gemma3"])
+def test_copy_and_whole_model_file(transformers: Any, name: str) -> None:
+    ours, theirs = make_pair(transformers, name)
+    kinds = {key: type(module) for key, module in ours.named_modules()}
+    expected = outputs(theirs, name).logits
     file = io.BytesIO()
     torch.save(ours, file)
     file.seek(0)
     for twin in (copy.deepcopy(ours), torch.load(file, weights_only=False)):
-        assert type(twin.shared) is embed_ext.Embedding
-        assert twin.shared.weight is twin.encoder.embed_tokens.weight
-        assert torch.equal(outputs(twin, "t5").logits, expected)
+        assert {key: type(module) for key, module in twin.named_modules()} == kinds
+        assert twin.get_input_embeddings().weight is twin.get_output_embeddings().weight
+        assert torch.equal(outputs(twin, name).logits, expected)
+    embed_ext.revert(ours)
+    assert b"embed_ext" not in pickle.dumps(ours)
 
 
 def test_inputs_in_narrow_indices(transformers: Any) -> None:
