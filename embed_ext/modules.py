@@ -215,15 +215,13 @@ class Embedding(nn.Embedding):
             # may be something else than the parameter of that name (parametrized, a plain tensor,
             # a property). No get(): a mapping of somebody's own may do its work in __getitem__.
             compiling = is_compiling()
-            parameters = self._parameters
-            if (
-                not compiling
-                and self._finds_weight_as_parameter
-                and "weight" in parameters
-                and "weight" not in self.__dict__
-            ):
-                weight: Tensor = parameters["weight"]  # type: ignore[assignment]
-            else:
+            weight: Tensor | None = None
+            if not compiling and self._finds_weight_as_parameter:
+                fields = self.__dict__
+                parameters = fields["_parameters"]
+                if "weight" in parameters and "weight" not in fields:
+                    weight = parameters["weight"]
+            if weight is None:
                 weight = self.weight
             sparse = self.sparse
             if self.add_to_main_grad:

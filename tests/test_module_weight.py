@@ -23,8 +23,8 @@ class Property(nn.Embedding):
         return found * 2
 
     @weight.setter
-    def weight(self, value: nn.Parameter) -> None:
-        self._parameters["weight"] = value
+    def weight(self, value: Tensor) -> None:
+        self._parameters["weight"] = nn.Parameter(value)
 
 
 class Answers(nn.Embedding):

@@ -1,4 +1,4 @@
-"""fastai, routed: its tables are of a class of its own, and its text models call F.embedding."""
+"""fastai: its tables are of a class of its own, and its text models call F.embedding themselves."""
 
 from __future__ import annotations
 
@@ -50,13 +50,16 @@ def make_model(fastai: Any, name: str) -> Any:
     return fastai.tabular.model.TabularModel(sizes, n_cont=1, out_sz=1, layers=[16])
 
 
+@pytest.mark.parametrize("way", ["convert", "route"])
 @pytest.mark.parametrize("name", ["EmbeddingDotBias", "TabularModel"])
-def test_collaborative_filtering_and_tables(fastai: Any, name: str) -> None:
+def test_collaborative_filtering_and_tables(fastai: Any, name: str, way: str) -> None:
     theirs = make_model(fastai, name)
     ours = copy.deepcopy(theirs)
     loaders = make_loaders(fastai, name == "EmbeddingDotBias")
     expected = train(fastai, theirs, loaders)
-    with embed_ext.routed(), lookups() as served:
+    if way == "convert":
+        assert not embed_ext.convert(ours).left
+    with embed_ext.routed(way == "route"), lookups() as served:
         actual = train(fastai, ours, loaders)
     assert set(served) == {"ours"}
     for ours_now, theirs_now in zip(actual, expected, strict=True):
