@@ -294,7 +294,9 @@ void fill_with_zero(void* data, int64_t bytes) {
     clear_rows(
         ClearTask{begin + first * kLine, &row, /*count=*/1, (last - first) * kLine, streamed});
   });
-  std::memset(begin + lines * kLine, 0, static_cast<size_t>(bytes - lines * kLine));
+  if (const int64_t rest = bytes - lines * kLine; rest > 0) {  // memory of no bytes may be null
+    std::memset(begin + lines * kLine, 0, static_cast<size_t>(rest));
+  }
 }
 
 int64_t recycled_memory_bytes() { return pool().bytes_waiting(); }
