@@ -42,18 +42,6 @@ Capability chosen() {
               wanted);
 }
 
-// Intel's cores fetch each line that memset clears, so that clearing past the caches takes half of
-// the time; AMD's do not, and Skylake's server cores stream slowly (glibc's memset spares both).
-// The instructions asked for came with the core after.
-bool streams_zeros_faster() {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  return __builtin_cpu_is("intel") && __builtin_cpu_supports("avx512vbmi2");
-#else
-  return false;
-#endif
-}
-
 }  // namespace
 
 Capability capability() {
@@ -61,11 +49,19 @@ Capability capability() {
   return value;
 }
 
-bool worth_streaming_zeros(const void* data, int64_t bytes) {
-  // Of less, whoever passes over the gradient next finds more in the caches than streaming saves.
-  constexpr int64_t kFrom = int64_t(32) << 20, kCacheLine = 64;
-  static const bool faster = streams_zeros_faster();
-  return faster && bytes >= kFrom && reinterpret_cast<uintptr_t>(data) % kCacheLine == 0;
+// Intel's cores fetch each line that memset clears, so that clearing past the caches takes half of
+// the time; AMD's do not, and Skylake's server cores stream slowly (glibc's memset spares both).
+// The instructions asked for came with the core after.
+bool streams_zeros_faster() {
+#if defined(__x86_64__)
+  static const bool value = [] {
+    __builtin_cpu_init();
+    return __builtin_cpu_is("intel") && __builtin_cpu_supports("avx512vbmi2");
+  }();
+  return value;
+#else
+  return false;
+#endif
 }
 
 const char* capability_name(Capability value) {

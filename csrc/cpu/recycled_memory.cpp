@@ -285,17 +285,18 @@ at::Tensor empty_output(at::IntArrayRef sizes, const at::TensorOptions& options)
 }
 
 void fill_with_zero(void* data, int64_t bytes) {
-  constexpr int64_t kLine = 64, kGrain = (int64_t(1) << 18) / kLine;
+  constexpr int64_t kGrain = (int64_t(1) << 18) / kCacheLine;
   const bool streamed = worth_streaming_zeros(data, bytes);
   auto* const begin = static_cast<char*>(data);
-  const int64_t lines = bytes / kLine;
+  const int64_t lines = bytes / kCacheLine;
   at::parallel_for(0, lines, kGrain, [&](int64_t first, int64_t last) {
     const int64_t row = 0;
-    clear_rows(
-        ClearTask{begin + first * kLine, &row, /*count=*/1, (last - first) * kLine, streamed});
+    clear_rows(ClearTask{begin + first * kCacheLine, &row, /*count=*/1, (last - first) * kCacheLine,
+                         streamed});
   });
-  if (const int64_t rest = bytes - lines * kLine; rest > 0) {  // memory of no bytes may be null
-    std::memset(begin + lines * kLine, 0, static_cast<size_t>(rest));
+  const auto rest = static_cast<size_t>(bytes - lines * kCacheLine);
+  if (rest > 0) {  // memory of no bytes may be null
+    std::memset(begin + lines * kCacheLine, 0, rest);
   }
 }
 

@@ -11,6 +11,8 @@ namespace embed_ext::cpu {
 // The best instruction set of this machine that the binary has code for.
 enum class Capability { kPortable, kAvx2, kAvx512 };
 Capability capability();
+// Whether its cores clear large memory faster by streamed stores than by memset.
+bool streams_zeros_faster();
 const char* capability_name(Capability value);
 
 // A lookup: out row i is table row indices[i].
@@ -125,15 +127,24 @@ inline void clear_rows(const ClearTask& task) {
 // From here on, what is written displaces most of what the caches hold long before anybody reads
 // it, so that it better goes past them. Measured with a consumer that reads all of it.
 constexpr int64_t kStreamBytes = int64_t(16) << 20;
+// The same for zeros: of less, whoever passes over the gradient next finds more in the caches than
+// streaming saves.
+constexpr int64_t kStreamZerosBytes = int64_t(32) << 20;
+
+constexpr int64_t kCacheLine = 64;
+
+inline bool begins_a_cache_line(const void* data) {
+  return reinterpret_cast<uintptr_t>(data) % kCacheLine == 0;
+}
 
 // Whether rows [..., row_bytes] at `out`, `bytes` in all, can and should be streamed.
 inline bool worth_streaming(const void* out, int64_t bytes, int64_t row_bytes) {
-  constexpr int64_t kCacheLine = 64;
-  return bytes >= kStreamBytes && row_bytes % kCacheLine == 0 &&
-         reinterpret_cast<uintptr_t>(out) % kCacheLine == 0;
+  return bytes >= kStreamBytes && row_bytes % kCacheLine == 0 && begins_a_cache_line(out);
 }
 
-// Whether memory of `bytes` from `data` on is better cleared past the caches.
-bool worth_streaming_zeros(const void* data, int64_t bytes);
+// Whether memory of `bytes` from `data` on can and should be cleared past the caches.
+inline bool worth_streaming_zeros(const void* data, int64_t bytes) {
+  return bytes >= kStreamZerosBytes && streams_zeros_faster() && begins_a_cache_line(data);
+}
 
 }  // namespace embed_ext::cpu
