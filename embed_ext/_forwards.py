@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from embed_ext.functional import TORCH_EMBEDDING
+
 __all__ = ["STOCK_LOOKUPS", "Way", "way_of"]
 
 # "inherited": forward is nn.Embedding's own. "super": it calls super().forward, which gets there.
@@ -20,7 +22,7 @@ __all__ = ["STOCK_LOOKUPS", "Way", "way_of"]
 Way: TypeAlias = Literal["inherited", "super", "function"]
 
 # PyTorch's own, also while embed_ext.routed() has another function in their place.
-STOCK_LOOKUPS = (F.embedding, torch.embedding)
+STOCK_LOOKUPS = (TORCH_EMBEDDING, torch.embedding)
 _LOOKUPS = (*STOCK_LOOKUPS, nn.Embedding.forward)
 _ATTRIBUTE = {"LOAD_ATTR", "LOAD_METHOD"}
 _SUPER_ATTRIBUTE = {*_ATTRIBUTE, "LOAD_SUPER_ATTR", "LOAD_SUPER_METHOD"}

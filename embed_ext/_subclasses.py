@@ -146,7 +146,9 @@ def _make(kind: type[nn.Embedding]) -> type[nn.Embedding]:
     # Whoever prints or looks up the class sees the user's.
     members = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
     members["_finds_weight_as_parameter"] = finds_weight_as_parameter(kind)
-    if way_of(kind) == "function":
+    way = way_of(kind)
+    members["_served"] = _SERVED[way or "inherited"]
+    if way == "function":
         members["forward"] = _forward_with_lookups(kind)
     metaclass: Any = type(kind)
     made: type[nn.Embedding] = metaclass(kind.__name__, (Swapped, kind, Embedding), members)
@@ -161,9 +163,10 @@ def original_class(made: type) -> type[nn.Embedding] | None:
     return kind
 
 
-def served_by(kind: type[nn.Embedding]) -> str:
-    """Say by what a module of a user's class is served once it is swapped."""
-    return _SERVED[way_of(kind) or "inherited"]
+def served_by(made: type) -> str:
+    """Say by what a module of a class that was made here is served; "" of any other class."""
+    served: str = vars(made).get("_served", "")
+    return served
 
 
 def why_not_subclass(kind: type[nn.Embedding]) -> str | None:

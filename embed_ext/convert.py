@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache, partial
 from typing import Any, TypeAlias
 
 import torch
@@ -138,7 +139,9 @@ def convert(model: nn.Module, *, where: Where = None) -> ConversionReport:
         >>> type(model[0])
         <class 'embed_ext.modules.Embedding'>
     """
-    return _swap("convert", model, where, _converted_class, _why_not_converted)
+    # To read a class's code takes longer than all else: once for each class.
+    reason = partial(_why_not_converted, cache(why_not_subclass))
+    return _swap("convert", model, where, _converted_class, reason)
 
 
 def revert(model: nn.Module, *, where: Where = None) -> ConversionReport:
@@ -209,8 +212,7 @@ def _swap(
             except TypeError as error:  # __slots__, for one, that do not fit
                 left.append(Entry(names, shown, f"Python does not change its class: {error}"))
                 continue
-            is_own = action == "convert" and kind is not nn.Embedding
-            swapped.append(Entry(names, shown, served=served_by(kind)) if is_own else entry)
+            swapped.append(Entry(names, shown, served=served_by(type(module))))
     return ConversionReport(action, tuple(swapped), tuple(already), tuple(left))
 
 
@@ -258,7 +260,7 @@ def _is_patched(module: nn.Module) -> bool:
     return not (own and forward.__self__ is module)
 
 
-def _why_not_converted(module: nn.Module) -> str | None:
+def _why_not_converted(why_not_class: Callable[..., str | None], module: nn.Module) -> str | None:
     # None: it can be; "": it is already.
     kind = type(module)
     if isinstance(module, Embedding):
@@ -276,7 +278,7 @@ def _why_not_converted(module: nn.Module) -> str | None:
     if taken is not None:
         return f"its attribute {taken} would be an option of embed_ext.Embedding; {_ROUTED_INSIDE}"
     if issubclass(kind, nn.Embedding) and kind is not nn.Embedding:
-        reason = why_not_subclass(kind)
+        reason = why_not_class(kind)
         if reason is not None:
             return f"{reason}; {_ROUTED_INSIDE}"
     # Pruning, for one, keeps the weight as an attribute that is no parameter. Without any weight

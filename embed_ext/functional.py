@@ -21,7 +21,7 @@ __all__ = ["embedding"]
 LOOKUPS: dict[type, Callable[..., Tensor]] = {}
 
 # As classes know it by identity; routing may put another function in its place later.
-_torch_embedding = F.embedding
+TORCH_EMBEDDING = F.embedding
 _PLAIN = (Tensor, nn.Parameter)
 # What a class inherits that overrides nothing: it runs the function that it is handed.
 _inherited = vars(Tensor)["__torch_function__"].__func__
@@ -97,7 +97,7 @@ def embedding(
     if is_compiling() and _overrides(weight):
         # Dynamo says no above for a wrapper class, which is asked once the graph runs, about the
         # function that is in the graph.
-        return _torch_embedding(
+        return TORCH_EMBEDDING(
             input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse
         )
     if max_norm is not None:
@@ -118,7 +118,7 @@ def _overridden(input: Tensor, weight: Tensor, **options: Any) -> Tensor:
     if _overrides(weight):
         # It may know torch's lookup, and turn down functions that it does not know.
         options.pop("coalesced")
-        return handle_torch_function(_torch_embedding, relevant, input, weight, **options)
+        return handle_torch_function(TORCH_EMBEDDING, relevant, input, weight, **options)
     # Everybody else passes on what they are handed, or records it: that is to be this lookup.
     return handle_torch_function(embedding, relevant, input, weight, **options)
 
