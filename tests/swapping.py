@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from embed_ext import convert, revert
+
 INDICES = torch.tensor([[1, 4], [4, 0]])
 
 
@@ -60,6 +62,14 @@ class Watched:
             return graph.forward(*args)
 
         return run
+
+    def served_across_swaps(self) -> list[str]:
+        """Who serves as the model is, converted, reverted, and converted again."""
+        seen = [self()]
+        for swap in (convert, revert, convert):
+            swap(self.model)
+            seen.append(self())
+        return seen
 
     def __call__(self) -> str:
         assert torch.equal(self.compiled(INDICES), self.model(INDICES))

@@ -19,6 +19,18 @@ BATCH, LENGTH = 2, 8
 PAD, EOS = 0, 1
 TOKENS = {"pad_token_id": PAD, "bos_token_id": 2, "eos_token_id": EOS}
 
+_ENCODER_AND_DECODER = {
+    "vocab_size": VOCABULARY,
+    "d_model": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "decoder_start_token_id": 2,
+}
+
 # Class, configuration, options. Dropout stays on where it is: a lookup draws no random number.
 CONFIGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt2": (
@@ -117,35 +129,19 @@ CONFIGS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "BartForConditionalGeneration",
         "BartConfig",
         {
-            "vocab_size": VOCABULARY,
-            "d_model": 16,
-            "encoder_layers": 1,
-            "decoder_layers": 1,
-            "encoder_attention_heads": 2,
-            "decoder_attention_heads": 2,
-            "encoder_ffn_dim": 32,
-            "decoder_ffn_dim": 32,
+            **_ENCODER_AND_DECODER,
             "max_position_embeddings": 32,
             "scale_embedding": True,
-            "decoder_start_token_id": 2,
         },
     ),
     "whisper": (
         "WhisperForConditionalGeneration",
         "WhisperConfig",
         {
-            "vocab_size": VOCABULARY,
-            "d_model": 16,
-            "encoder_layers": 1,
-            "decoder_layers": 1,
-            "encoder_attention_heads": 2,
-            "decoder_attention_heads": 2,
-            "encoder_ffn_dim": 32,
-            "decoder_ffn_dim": 32,
+            **_ENCODER_AND_DECODER,
             "num_mel_bins": 4,
             "max_source_positions": 8,
             "max_target_positions": 16,
-            "decoder_start_token_id": 2,
             "suppress_tokens": None,
             "begin_suppress_tokens": None,
         },
