@@ -85,7 +85,7 @@ def test_clipped_steps_are_measured_beside_their_passes(monkeypatch: pytest.Monk
         rows = list(dense_passes.measure())
     finally:
         torch.set_num_threads(threads)
-    assert [row["who"] for row in rows] == 2 * [*MAKERS, *dense_passes.PASSES]
+    assert [row["who"] for row in rows] == 2 * [*dense_passes.LOOKUPS, *dense_passes.PASSES]
     assert all(row["ms"] > 0 for row in rows)
 
 

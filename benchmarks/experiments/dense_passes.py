@@ -18,13 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from benchmarks.cases import Case, make_indices
-from benchmarks.experiments.makers import MAKERS
+from benchmarks.cases import Case, make_data
+from benchmarks.providers import BASELINE, KEPT, SUBJECT, get_provider
+from benchmarks.steps import LEARNING_RATE, Step, StepBatch, make_step_data, training_step
 from benchmarks.timing import garbage_collection_paused
 
 TABLES = ((200_000, 64), (1_000_000, 64), (32_000, 512), (50_257, 768))
 TOKENS, DISTRIBUTION = 4096, "zipf-sorted"
 ROUNDS, WARMUP = 15, 3
+LOOKUPS = (BASELINE, SUBJECT, KEPT)
+CLIPPED = Step(clip=True)
 PASSES = {"clearing, norm, scaling, SGD": True, "norm, scaling, SGD": False}
 
 
@@ -32,7 +35,6 @@ def measure() -> Iterator[dict[str, Any]]:
     """Medians in milliseconds; everyone takes turns."""
     for threads, (rows, width) in itertools.product((1, 2), TABLES):
         torch.set_num_threads(threads)
-        torch.manual_seed(0)
         for who, seconds in _times(Case(rows, width, TOKENS, DISTRIBUTION)).items():
             plural = "s" * (threads > 1)
             yield {
@@ -43,42 +45,30 @@ def measure() -> Iterator[dict[str, Any]]:
 
 
 def _times(case: Case) -> dict[str, float]:
-    steps: dict[str, Callable[[Tensor], None]] = {
-        who: _lookup_step(make(case.num_embeddings, case.embedding_dim), case)
-        for who, make in MAKERS.items()
+    data = make_data(case, batches=1, device="cpu", seed=0)
+    step = make_step_data(data, CLIPPED, batches=ROUNDS + WARMUP, seed=0, device="cpu")
+    steps: dict[str, Callable[[StepBatch], None]] = {
+        who: training_step(get_provider(who).build(data.weight, None), step, LEARNING_RATE)
+        for who in LOOKUPS
     }
-    steps |= {name: _bare_step(case, clearing) for name, clearing in PASSES.items()}
-    batches = make_indices(case, ROUNDS + WARMUP, 0, "cpu", "dense passes")
+    steps |= {name: _bare_step(data.weight, clearing) for name, clearing in PASSES.items()}
     times: dict[str, list[float]] = {who: [] for who in steps}
     with garbage_collection_paused():
-        for indices in batches:
+        for batch in step.batches:
             for who in random.sample(list(steps), len(steps)):
                 start = time.perf_counter()
-                steps[who](indices)
+                steps[who](batch)
                 times[who].append(time.perf_counter() - start)
     return {who: median(seconds[WARMUP:]) for who, seconds in times.items()}
 
 
-def _lookup_step(table: nn.Embedding, case: Case) -> Callable[[Tensor], None]:
-    optimizer = torch.optim.SGD(table.parameters(), lr=1e-6)
-    grad_output = torch.rand(case.tokens, case.embedding_dim)
-
-    def step(indices: Tensor) -> None:
-        # indices: [tokens]
-        optimizer.zero_grad()
-        table(indices).backward(grad_output)
-        clip_grad_norm_(table.weight, 1.0)
-        optimizer.step()
-
-    return step
-
-
-def _bare_step(case: Case, clearing: bool) -> Callable[[Tensor], None]:
-    weight = nn.Parameter(torch.randn(case.num_embeddings, case.embedding_dim))
+def _bare_step(table: Tensor, clearing: bool) -> Callable[[StepBatch], None]:
+    # table: [num_embeddings, embedding_dim]
+    weight = nn.Parameter(table)
     weight.grad = torch.rand_like(weight)
-    optimizer = torch.optim.SGD([weight], lr=1e-6)
+    optimizer = torch.optim.SGD([weight], lr=LEARNING_RATE)
 
-    def step(indices: Tensor) -> None:
+    def step(_: StepBatch) -> None:
         if clearing:
             optimizer.zero_grad(set_to_none=False)
         clip_grad_norm_(weight, 1.0)

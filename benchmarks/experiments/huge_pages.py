@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-import embed_ext
 from benchmarks.environment import ROOT
+from benchmarks.experiments.makers import MAKERS
 
 PR_SET_THP_DISABLE = 41
 SETTINGS = {
@@ -65,11 +65,7 @@ def _step(
 def _measure_here(setting: str) -> Iterator[dict[str, Any]]:
     for table in TABLES:
         num_embeddings, embedding_dim, tokens = table
-        modules: dict[str, nn.Embedding] = {
-            "nn.Embedding": nn.Embedding(num_embeddings, embedding_dim),
-            "embed_ext": embed_ext.Embedding(num_embeddings, embedding_dim),
-            "kept": embed_ext.Embedding(num_embeddings, embedding_dim, keep_grad_buffer=True),
-        }
+        modules = {who: make(num_embeddings, embedding_dim) for who, make in MAKERS.items()}
         optimizers = {n: torch.optim.SGD(m.parameters(), lr=1e-6) for n, m in modules.items()}
         for name, (uses, clip) in STEPS.items():
             times: dict[str, list[float]] = {who: [] for who in modules}
