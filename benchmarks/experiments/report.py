@@ -90,7 +90,7 @@ SECTIONS: Sequence[tuple[str, str, Callable[[Rows], str]]] = (
     ),
     (
         "dense_passes",
-        "A clipped step of SGD, and its passes over a dense gradient alone, in milliseconds",
+        "A step of SGD, and torch's passes over a dense gradient alone, in milliseconds",
         lambda rows: pivot(rows, lambda row: row["case"], "who", "ms"),
     ),
 )
