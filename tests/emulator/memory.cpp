@@ -9,6 +9,7 @@
 #include <c10/core/CPUAllocator.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -59,8 +60,13 @@ uint64_t never_written(uintptr_t word) {
   return mixed ^ mixed >> 29;
 }
 
-bool is_never_written(uintptr_t at) {
+// `end`: of the memory there. Of a word that ends beyond it too few bytes would count: by chance
+// one in 256 single bytes is what it was filled with.
+bool is_never_written(uintptr_t at, uintptr_t end) {
   const uintptr_t word = at & ~uintptr_t{7};
+  if (word + sizeof(uint64_t) > end) {
+    return false;
+  }
   uint64_t held;
   std::memcpy(&held, reinterpret_cast<const void*>(word), sizeof(held));
   return held == never_written(word);
@@ -219,6 +225,8 @@ void* shared_variable(int key, size_t bytes, size_t alignment) {
     }
     begin = variable.begin + variable.bytes + kGap;
   }
+  alignment =
+      std::max(alignment, sizeof(uint64_t));  // so that no word is shared with the gap before
   begin = (begin + alignment - 1) / alignment * alignment;
   if (begin + bytes > kSharedBytes) {
     stop(format("too much shared memory (%zu bytes more)", bytes), __builtin_return_address(0));
@@ -272,7 +280,8 @@ void check_access(const void* address, size_t bytes, Kind kind, bool aligned, co
     stop(format("misaligned (%s of %zu bytes at %p): %s memory", verb, bytes, address, space),
          code);
   }
-  if (kind != Kind::kWrite && kind != Kind::kVolatileWrite && is_never_written(at)) {
+  if (kind != Kind::kWrite && kind != Kind::kVolatileWrite &&
+      is_never_written(at, at - offset + histories->bytes)) {
     report(format("never written (%zu bytes): %s memory is read", bytes, space), code);
   }
   check_race(*histories, offset, {address, bytes, kind, space, code, bytes_written});
