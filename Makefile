@@ -15,6 +15,7 @@ DEMO_ARGS ?=
 BENCH_ARGS ?=
 CUDA_CHECK_ARGS ?=
 MUTATIONS_ARGS ?=
+EMULATE_ARGS ?=
 SANITIZE_TESTS ?= tests/ops
 
 ifeq ($(strip $(VENV)),)
@@ -30,20 +31,21 @@ endif
 export PATH := $(PY_SCRIPTS):$(PATH)
 export PYTHON
 
-CXX_FILES = $(shell find csrc benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES = $(shell find csrc benchmarks tests/emulator -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 # Two pips must not write to one environment.
 .NOTPARALLEL:
-.PHONY: help preflight build test test-models demo bench lint format sanitize mutations cuda-check \
-	cuda-build dist-check gpu-check clean
+.PHONY: help preflight build test test-models demo bench lint format sanitize mutations emulate \
+	cuda-check cuda-build dist-check gpu-check clean
 
 help:  ## list the targets
 	@echo 'Targets:'
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@echo 'Variables: PYTHON=$(PYTHON) VENV=$(VENV) (empty: use PYTHON as it is) TORCH=$(TORCH)'
-	@echo '  TEST_ARGS, DEMO_ARGS, BENCH_ARGS, CUDA_CHECK_ARGS, MUTATIONS_ARGS, SANITIZE_TESTS: passed on'
+	@echo '  TEST_ARGS, DEMO_ARGS, BENCH_ARGS, CUDA_CHECK_ARGS, MUTATIONS_ARGS, EMULATE_ARGS,'
+	@echo '  SANITIZE_TESTS: passed on'
 	@echo '  CUDA_TORCH=$(CUDA_TORCH) CUDA_VENV (an existing environment for cuda-build) OUT=$(OUT)'
 
 preflight:
@@ -108,6 +110,9 @@ sanitize: $(call needs,build test)  ## run the op tests under the address and un
 
 mutations: build $(call needs,test bench)  ## make mistakes in a copy: which does no test notice?
 	$(PY) tools/mutations.py $(MUTATIONS_ARGS)
+
+emulate: $(call needs,build test)  ## run the CUDA kernels on a CPU; needs the headers of nvcc, no GPU
+	$(PY) tests/emulator/run.py $(EMULATE_ARGS)
 
 cuda-check: $(call needs,build cuda-check)  ## compile and read every CUDA file; needs nvcc, no GPU
 	$(PY) tools/check_cuda.py $(CUDA_CHECK_ARGS)

@@ -14,7 +14,11 @@ from torch import Tensor, nn
 
 import embed_ext
 
-HAS_CUDA = embed_ext.build_info().cuda_archs is not None and torch.cuda.is_available()
+# Whether this is the build for tests/emulator, whose CUDA kernels serve CPU tensors.
+EMULATED = embed_ext.build_info().cuda_archs == "emulated"
+HAS_CUDA = (
+    embed_ext.build_info().cuda_archs is not None and not EMULATED and torch.cuda.is_available()
+)
 
 INDEX_DTYPES = (
     torch.int64,

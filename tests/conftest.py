@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 
@@ -9,15 +11,43 @@ import pytest
 import torch
 
 import embed_ext
-from tests.common import HAS_CUDA
+from tests.common import EMULATED, HAS_CUDA
+from tests.emulator import control
+
+DEVICES = (
+    [pytest.param("emulated", marks=pytest.mark.emulated)]
+    if EMULATED
+    else ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+)
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+@pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> str:
-    """Each test that takes `device` runs on both."""
+    """Each test that takes `device` runs on all that this build has kernels for."""
     if request.param == "cuda" and not HAS_CUDA:
         pytest.skip("no CUDA device, or a CPU-only build")
-    return str(request.param)
+    return "cpu" if request.param == "emulated" else str(request.param)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In the emulated build, leave out what does not call the emulated kernels."""
+    if EMULATED:
+        others = [item for item in items if item.get_closest_marker("emulated") is None]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in set(others)]
+
+
+@pytest.fixture(autouse=EMULATED)
+def emulated_device(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each test has a schedule of its own; what the device finds wrong fails the test."""
+    name = request.node.nodeid.encode()
+    control.set_seed(zlib.crc32(name) + int(os.environ.get("EMULATOR_SEED", "0")))
+    yield
+    try:
+        embed_ext.check_indices()  # what a test left to be raised later
+    except IndexError:
+        pass
+    assert control.take_reports() == []
 
 
 @pytest.fixture(autouse=True)

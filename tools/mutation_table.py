@@ -39,6 +39,11 @@ class Mutation:
     def is_compiled(self) -> bool:
         return self.file.startswith("csrc/")
 
+    @property
+    def is_emulated(self) -> bool:
+        """Whether it is built for, and its tests run on, the device of tests/emulator."""
+        return self.file.startswith("csrc/cuda/")
+
     def applied_to(self, text: str) -> str:
         """The file's text with the mistake in it."""
         count = text.count("\n".join(self.old))

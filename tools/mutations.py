@@ -6,8 +6,9 @@
 
 The mistakes are in tools/mutations/*.txt (see mutation_table.py). Each is made in a copy of this
 tree, never here; what it changes of the compiled part is compiled again, and the tests that ought
-to notice are run. Outcomes are appended to the result file at once, so that an interrupted run goes
-on where it was. Exit status 1: a mistake that was tried went unnoticed.
+to notice are run, those of csrc/cuda on the emulated device (tests/emulator). Outcomes are appended
+to the result file at once, so that an interrupted run goes on where it was. Exit status 1: a
+mistake that was tried went unnoticed.
 """
 
 from __future__ import annotations
@@ -93,14 +94,17 @@ class Copy:
             return -signal.SIGKILL, output
         return process.returncode, output
 
-    def build(self) -> tuple[int, str]:
+    def build(self, emulated: bool) -> tuple[int, str]:
+        if emulated:
+            return self.run("tests/emulator/build.py")
         return self.run("setup.py", "build_ext", "--inplace")
 
-    def build_and_remember(self) -> None:
+    def build_and_remember(self, mutations: Sequence[Mutation]) -> None:
         """Everything that the next mistakes do not change is compiled once."""
-        status, output = self.build()
-        if status != 0:
-            raise SystemExit(f"the tree does not build as it is:\n{output[-3000:]}")
+        for emulated in sorted({m.is_emulated for m in mutations if m.is_compiled}):
+            status, output = self.build(emulated)
+            if status != 0:
+                raise SystemExit(f"the tree does not build as it is:\n{output[-3000:]}")
         shutil.rmtree(self.pristine, ignore_errors=True)
         shutil.copytree(self.tree / "build", self.pristine / "build")
         for library in (self.tree / "embed_ext").glob("_C*.so"):
@@ -113,9 +117,12 @@ class Copy:
         for library in self.pristine.glob("_C*.so"):
             shutil.copy2(library, self.tree / "embed_ext")
 
-    def test(self, tests: Sequence[str]) -> tuple[int, str]:
+    def test(
+        self, tests: Sequence[str], emulated: bool, limit: float | None = None
+    ) -> tuple[int, str]:
         options = ["-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider"]
-        return self.run("-m", "pytest", *options, *tests, limit=self.limit)
+        runner = ["tests/emulator/run.py"] if emulated else ["-m", "pytest"]
+        return self.run(*runner, *options, *tests, limit=limit)
 
     def attempt(self, mutation: Mutation) -> tuple[str, str]:
         """Make the mistake, run its tests, undo it: the outcome, and by what."""
@@ -124,11 +131,11 @@ class Copy:
         path.write_text(mutation.applied_to(text))
         try:
             if mutation.is_compiled:
-                status, output = self.build()
+                status, output = self.build(mutation.is_emulated)
                 if status != 0:
                     error = re.search(r"error: .*", output)
                     return NOT_BUILT, error.group() if error else output[-200:]
-            status, output = self.test(mutation.tests)
+            status, output = self.test(mutation.tests, mutation.is_emulated, self.limit)
         finally:
             path.write_text(text)
             os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -165,11 +172,12 @@ def try_all(selected: Sequence[Mutation], arguments: argparse.Namespace) -> None
     copy = Copy(ROOT, arguments.tree.resolve(), arguments.limit)
     if any(mutation.is_compiled for mutation in selected):
         print("building the copy ...", flush=True)
-        copy.build_and_remember()
-    tests = sorted({test for mutation in selected for test in mutation.tests})
-    if not arguments.unchecked:
+        copy.build_and_remember(selected)
+    for emulated in () if arguments.unchecked else (False, True):
+        entries = [mutation for mutation in selected if mutation.is_emulated == emulated]
+        tests = sorted({test for mutation in entries for test in mutation.tests})
         print(f"running {len(tests)} tests or files of tests without a mistake ...", flush=True)
-        status, output = copy.run("-m", "pytest", "-x", "-q", "--tb=short", *tests)
+        status, output = copy.test(tests, emulated) if tests else (0, "")
         if status != 0:
             raise SystemExit(f"the tests fail without a mistake:\n{output[-3000:]}")
     commit = commit_of(ROOT)

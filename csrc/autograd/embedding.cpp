@@ -2,14 +2,11 @@
 //
 // In an ordinary backward it goes straight to where it is kept: the sum that other uses of the
 // table have begun, a .grad that is there already, the memory of the gradient before (KeptGradient)
-// or, on the CPU, other memory, since for a small table the dispatcher would take longer than the
-// sum.
+// or other memory, since for a small table the dispatcher would take longer than the sum.
 #include <ATen/record_function.h>
 #include <torch/library.h>
 
-#include "../cpu/dense_gradient.h"
-#include "../cpu/recycled_memory.h"
-#include "../cuda/dense_gradient.h"
+#include "../dense_gradient.h"
 #include "../kept_gradient.h"
 #include "accumulate.h"
 #include "leaf.h"
@@ -32,37 +29,6 @@ at::Tensor scatter_add(const at::Tensor& grad, const at::Tensor& indices,
 constexpr const char* kBackward = "embedding_dense_backward";
 constexpr const char* kRecorded = "embed_ext::embedding_dense_backward";  // for profilers
 
-// table [V, D] += gradient. `kept` may be null.
-void add_to(const at::Tensor& table, const DenseGradient& task, KeptGradient* kept) {
-  if (table.is_cuda()) {
-    return cuda::add_gradient(kBackward, task, table, kept);
-  }
-  cpu::sum_gradient(kBackward, task, cpu::Sums::kAdded, table.scalar_type(),
-                    [&](std::vector<int64_t>& rows) {
-                      // Before anything is written: what fails after this must not pass for
-                      // untouched.
-                      if (kept != nullptr) {
-                        kept->bump_version(table, {std::move(rows), {}});
-                      } else {
-                        torch::autograd::impl::bump_version(table);
-                      }
-                      return table;
-                    });
-}
-
-// -> [V, D]. `kept` may be null.
-at::Tensor new_gradient_on_cpu(const DenseGradient& task, KeptGradient* kept) {
-  const int64_t width = task.grad_output.size(-1);
-  const auto options = task.grad_output.options();
-  return cpu::sum_gradient(kBackward, task, cpu::Sums::kWritten, task.grad_output.scalar_type(),
-                           [&](std::vector<int64_t>& rows) {
-                             return kept != nullptr
-                                        ? kept->zeros(task.num_weights, width,
-                                                      {std::move(rows), {}}, options)
-                                        : cpu::zero_rows(task.num_weights, width, options);
-                           });
-}
-
 struct EmbeddingBackward : public LookupNode {
   std::shared_ptr<KeptGradient> kept;
 
@@ -81,27 +47,25 @@ std::optional<at::Tensor> EmbeddingBackward::in_place(const at::Tensor& grad_out
       padding_idx.is_heap_allocated()) {
     return std::nullopt;
   }
+  const auto* const kernels =
+      dense_gradient_kernels[static_cast<size_t>(grad_output.device().type())];
+  if (kernels == nullptr) {
+    return std::nullopt;
+  }
   const DenseGradient task{grad_output, saved_indices, num_weights.expect_int(),
                            padding_idx.expect_int(), scale_grad_by_freq};
   if (const SumOnItsWay sum(*this, grad_output, saved_indices, task.num_weights, kept.get()); sum) {
     RECORD_FUNCTION(kRecorded, {});
-    add_to(sum.tensor(), task, kept.get());
+    kernels->add(kBackward, task, sum.tensor(), kept.get());
     return at::Tensor();
   }
   if (const GradToAddTo existing(*this, grad_output, saved_indices, task.num_weights); existing) {
     RECORD_FUNCTION(kRecorded, {});
-    add_to(existing.tensor(), task, kept.get());
+    kernels->add(kBackward, task, existing.tensor(), kept.get());
     return at::Tensor();
   }
-  if (grad_output.is_cpu()) {
-    RECORD_FUNCTION(kRecorded, {});
-    return new_gradient_on_cpu(task, kept.get());
-  }
-  if (kept != nullptr) {
-    RECORD_FUNCTION(kRecorded, {});
-    return cuda::gradient_in_kept_memory(kBackward, task, *kept);
-  }
-  return std::nullopt;
+  RECORD_FUNCTION(kRecorded, {});
+  return kernels->make(kBackward, task, kept.get());
 }
 
 // weight [V, D], indices [...] -> [..., D]

@@ -1,7 +1,5 @@
 // The sum behind every dense gradient on CUDA, wherever it is to go: picks the algorithm
 // (dense_backward_policy.h) and launches it.
-#include "dense_gradient.h"
-
 #include <ATen/Context.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
@@ -65,21 +63,24 @@ at::Tensor sum_gradient(const char* op, const DenseGradient& task, RowsOfOut row
   return table;
 }
 
-at::Tensor gradient_in_kept_memory(const char* op, const DenseGradient& task, KeptGradient& kept) {
+namespace {
+
+// While a CUDA graph is captured, in memory of the graph's own, whatever is kept: which rows a
+// replay writes is not known here.
+at::Tensor make(const char* op, const DenseGradient& task, KeptGradient* kept) {
   check_grad(op, task.grad_output, task.indices, task.num_weights);
   const int64_t width = task.grad_output.size(-1);
   const auto options = task.grad_output.options();
-  if (is_capturing()) {
+  if (kept == nullptr || is_capturing()) {
     return sum_gradient(op, task, RowsOfOut::kAllWritten,
                         [&] { return at::empty({task.num_weights, width}, options); });
   }
   return sum_gradient(op, task, RowsOfOut::kUsedWritten, [&] {
-    return kept.zeros(task.num_weights, width, used_rows(task.indices), options);
+    return kept->zeros(task.num_weights, width, used_rows(task.indices), options);
   });
 }
 
-void add_gradient(const char* op, const DenseGradient& task, const at::Tensor& table,
-                  KeptGradient* kept) {
+void add(const char* op, const DenseGradient& task, const at::Tensor& table, KeptGradient* kept) {
   check_grad_add(op, table, task.grad_output, task.indices);
   sum_gradient(op, task, RowsOfOut::kAdded, [&] {
     if (kept != nullptr && !is_capturing()) {
@@ -91,4 +92,8 @@ void add_gradient(const char* op, const DenseGradient& task, const at::Tensor& t
   });
 }
 
+const DenseGradientKernels kernels{&make, &add};
+[[maybe_unused]] const bool registered = register_dense_gradient(c10::kCUDA, kernels);
+
+}  // namespace
 }  // namespace embed_ext::cuda

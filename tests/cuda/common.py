@@ -9,15 +9,34 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.common import HAS_CUDA
+from tests.common import EMULATED, HAS_CUDA
 
-needs_cuda = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not HAS_CUDA, reason="no CUDA device, or a CPU-only build"),
-]
+DEVICE = "cpu" if EMULATED else "cuda"  # of the tensors that the CUDA kernels take
+
+needs_cuda = (
+    [pytest.mark.emulated]
+    if EMULATED
+    else [
+        pytest.mark.cuda,
+        pytest.mark.skipif(not HAS_CUDA, reason="no CUDA device, or a CPU-only build"),
+    ]
+)
+
+
+def not_emulated(why: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(EMULATED, reason=f"the emulated device {why}")
+
+
+needs_gpu = not_emulated("has no streams, no graphs and no count of its memory")
 
 # One width a kernel's way: less than a vector, odd, a part of a warp, a warp, several chunks.
 WIDTHS = (1, 2, 3, 8, 31, 50, 64, 65, 100, 128, 257, 1024)
+
+
+def synchronize() -> None:
+    """Wait until all kernels are through, which those of the emulated device are at once."""
+    if not EMULATED:
+        torch.cuda.synchronize()
 
 
 @contextmanager

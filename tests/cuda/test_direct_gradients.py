@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 
 import embed_ext
-from tests.common import REAL_DTYPES
-from tests.cuda.common import deterministic, needs_cuda, row_sums, whole_numbers
+from tests.common import EMULATED, REAL_DTYPES
+from tests.cuda.common import DEVICE, deterministic, needs_cuda, needs_gpu, row_sums, whole_numbers
 
 pytestmark = needs_cuda
 
 ROWS, WIDTH, TOKENS = 3000, 24, 200
+MANY_TOKENS = (10 if EMULATED else 40) * ROWS
 
 
 def module(dtype: torch.dtype = torch.float32, **options: object) -> embed_ext.Embedding:
-    return embed_ext.Embedding(ROWS, WIDTH, dtype=dtype, device="cuda", **options)
+    return embed_ext.Embedding(ROWS, WIDTH, dtype=dtype, device=DEVICE, **options)
 
 
 def batch(seed: int, dtype: torch.dtype, tokens: int = TOKENS) -> tuple[Tensor, Tensor]:
@@ -27,7 +28,7 @@ def batch(seed: int, dtype: torch.dtype, tokens: int = TOKENS) -> tuple[Tensor, 
     generator = torch.Generator().manual_seed(seed)
     indices = torch.randint(ROWS, (tokens,), generator=generator)
     indices[: tokens // 2] = indices[0]
-    return indices.cuda(), whole_numbers((tokens, WIDTH), dtype, seed).cuda()
+    return indices.to(DEVICE), whole_numbers((tokens, WIDTH), dtype, seed).to(DEVICE)
 
 
 def assert_grad_is(table: embed_ext.Embedding, *batches: tuple[Tensor, Tensor]) -> None:
@@ -41,7 +42,7 @@ def test_steps_use_one_memory(dtype: torch.dtype, is_deterministic: bool) -> Non
     table = module(dtype, keep_grad_buffer=True)
     places = set()
     with deterministic(is_deterministic):
-        for step, tokens in enumerate((TOKENS, 1, 4 * ROWS, 40 * ROWS, TOKENS)):
+        for step, tokens in enumerate((TOKENS, 1, 4 * ROWS, MANY_TOKENS, TOKENS)):
             one = batch(step, dtype, min(tokens, 500) if dtype.itemsize == 2 else tokens)
             table(one[0]).backward(one[1])
             assert_grad_is(table, one)
@@ -73,8 +74,8 @@ def test_micro_batches_are_added_in_place(
 def test_low_precision_is_rounded_once(dtype: torch.dtype) -> None:
     table = module(dtype)
     generator = torch.Generator().manual_seed(0)
-    indices = torch.randint(ROWS, (TOKENS,), generator=generator).cuda()
-    grad = torch.randn(TOKENS, WIDTH, generator=generator).to(dtype).cuda()
+    indices = torch.randint(ROWS, (TOKENS,), generator=generator).to(DEVICE)
+    grad = torch.randn(TOKENS, WIDTH, generator=generator).to(dtype).to(DEVICE)
     table(indices).backward(grad)
     exact = table.weight.grad.double() + row_sums(grad, indices, ROWS)
     table(indices).backward(grad)
@@ -136,6 +137,7 @@ def test_writes_that_hide_are_found_by_the_search() -> None:
         embed_ext.set_verify_kept_gradients(False)
 
 
+@needs_gpu
 def test_another_stream_gets_memory_of_its_own() -> None:
     table = module(keep_grad_buffer=True)
     one = batch(0, torch.float32)
@@ -152,6 +154,7 @@ def test_another_stream_gets_memory_of_its_own() -> None:
     assert second.data_ptr() != first
 
 
+@needs_gpu
 def test_micro_batches_of_another_stream() -> None:
     """The rows that were used there are not known here: all are cleared."""
     table = module(keep_grad_buffer=True)
@@ -186,6 +189,7 @@ def test_bad_indices_leave_grad_alone() -> None:
     assert_grad_is(table, good)
 
 
+@needs_gpu
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_graphs_that_add_to_grad(dtype: torch.dtype, keep: bool) -> None:
@@ -222,7 +226,7 @@ def test_graphs_that_add_to_grad(dtype: torch.dtype, keep: bool) -> None:
 def test_main_grad(dtype: torch.dtype, is_deterministic: bool) -> None:
     table = module(dtype, add_to_main_grad=True)
     weight: Any = table.weight
-    weight.main_grad = torch.zeros(ROWS, WIDTH, device="cuda")
+    weight.main_grad = torch.zeros(ROWS, WIDTH, device=DEVICE)
     batches = [batch(seed, dtype) for seed in range(3)]
     with deterministic(is_deterministic):
         for indices, grad in batches:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import embed_ext
 from tests.common import INDEX_DTYPES, make_table
-from tests.cuda.common import deterministic, needs_cuda
+from tests.cuda.common import DEVICE, deterministic, needs_cuda, needs_gpu, synchronize
 
 pytestmark = needs_cuda
 
@@ -36,7 +36,7 @@ def lazy() -> Iterator[None]:
 
 
 def cuda_indices(values: list[int], dtype: torch.dtype = torch.int64) -> Tensor:
-    return torch.tensor(values).to(dtype).cuda()
+    return torch.tensor(values).to(dtype).to(DEVICE)
 
 
 def reported(op: str, where: str = f"[{POSITION}]") -> pytest.RaisesExc[IndexError]:
@@ -48,7 +48,7 @@ def reported(op: str, where: str = f"[{POSITION}]") -> pytest.RaisesExc[IndexErr
 def assert_context_works() -> None:
     """Nothing of the error is left, in this library or in the device."""
     embed_ext.check_indices()
-    weight = make_table(ROWS, 16, device="cuda")
+    weight = make_table(ROWS, 16, device=DEVICE)
     indices = cuda_indices(GOOD_INDICES)
     assert torch.equal(ops.embedding(weight, indices), weight[indices])
     embed_ext.check_indices()
@@ -57,7 +57,7 @@ def assert_context_works() -> None:
 @pytest.mark.parametrize("width", [1, 3, 16, 130, 4096])
 @pytest.mark.parametrize("dtype", INDEX_DTYPES, ids=str)
 def test_forward_writes_zeros_and_reports_later(width: int, dtype: torch.dtype) -> None:
-    weight = make_table(ROWS, width, device="cuda")
+    weight = make_table(ROWS, width, device=DEVICE)
     out = ops.embedding(weight, cuda_indices(BAD_INDICES, dtype))
     expected = weight[cuda_indices(GOOD_INDICES)]
     expected[POSITION] = 0
@@ -68,18 +68,18 @@ def test_forward_writes_zeros_and_reports_later(width: int, dtype: torch.dtype) 
 
 
 def test_the_next_call_raises_and_the_one_after_runs() -> None:
-    weight = make_table(ROWS, 16, device="cuda")
+    weight = make_table(ROWS, 16, device=DEVICE)
     ops.embedding(weight, cuda_indices(BAD_INDICES))
-    torch.cuda.synchronize()
+    synchronize()
     with reported("embedding"):
         ops.embedding(weight, cuda_indices(GOOD_INDICES))
     assert_context_works()
 
 
 def test_the_backward_raises() -> None:
-    weight = make_table(ROWS, 16, device="cuda").requires_grad_()
+    weight = make_table(ROWS, 16, device=DEVICE).requires_grad_()
     out = embed_ext.functional.embedding(cuda_indices(BAD_INDICES), weight)
-    torch.cuda.synchronize()
+    synchronize()
     with reported("embedding"):
         out.sum().backward()
     assert_context_works()
@@ -88,7 +88,7 @@ def test_the_backward_raises() -> None:
 @pytest.mark.parametrize("scale", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_dense_backward_leaves_a_bad_index_out(dtype: torch.dtype, scale: bool) -> None:
-    grad = torch.ones(4, 16, dtype=dtype, device="cuda")
+    grad = torch.ones(4, 16, dtype=dtype, device=DEVICE)
     actual = ops.embedding_dense_backward(grad, cuda_indices(BAD_INDICES), ROWS, -1, scale)
     assert actual.sum(1).tolist() == [16, 0, 0, 16, 16]
     with reported("embedding_dense_backward"):
@@ -100,7 +100,7 @@ def test_dense_backward_leaves_a_bad_index_out(dtype: torch.dtype, scale: bool) 
 @pytest.mark.parametrize("padding_idx", [-1, 3])
 def test_sparse_backward_leaves_a_bad_index_out(padding_idx: int, coalesced: bool) -> None:
     """The position counts the indices that were given, not those that padding leaves."""
-    grad = torch.ones(4, 16, device="cuda")
+    grad = torch.ones(4, 16, device=DEVICE)
     indices = cuda_indices([3, 4, BAD, 0])
     sparse = ops.embedding_sparse_backward(grad, indices, ROWS, padding_idx, False, coalesced)
     assert not coalesced or sparse._nnz() == 3 - (padding_idx == 3)
@@ -112,7 +112,7 @@ def test_sparse_backward_leaves_a_bad_index_out(padding_idx: int, coalesced: boo
 
 
 def test_renorm_leaves_a_bad_index_out() -> None:
-    weight = torch.ones(ROWS, 16, device="cuda")
+    weight = torch.ones(ROWS, 16, device=DEVICE)
     ops.embedding_renorm_(weight, cuda_indices(BAD_INDICES), 2.0)
     norms = weight.norm(dim=1).cpu()
     torch.testing.assert_close(norms, torch.tensor([2.0, 4.0, 4.0, 2.0, 2.0]))
@@ -123,7 +123,7 @@ def test_renorm_leaves_a_bad_index_out() -> None:
 
 def test_sync_raises_at_the_call_and_knows_the_shape() -> None:
     embed_ext.set_index_check("sync")
-    weight = make_table(ROWS, 16, device="cuda")
+    weight = make_table(ROWS, 16, device=DEVICE)
     with reported("embedding", "[1, 0]"):
         ops.embedding(weight, cuda_indices(BAD_INDICES).view(2, 2))
     assert_context_works()
@@ -131,15 +131,15 @@ def test_sync_raises_at_the_call_and_knows_the_shape() -> None:
 
 def test_none_reports_nothing_and_still_writes_zeros() -> None:
     embed_ext.set_index_check("none")
-    weight = make_table(ROWS, 16, device="cuda")
+    weight = make_table(ROWS, 16, device=DEVICE)
     out = ops.embedding(weight, cuda_indices(BAD_INDICES))
     assert not out[POSITION].any()
     assert_context_works()
 
 
 def test_a_million_bad_indices_are_one_report() -> None:
-    weight = make_table(ROWS, 1, device="cuda")
-    out = ops.embedding(weight, torch.full((1_000_000,), BAD, device="cuda"))
+    weight = make_table(ROWS, 1, device=DEVICE)
+    out = ops.embedding(weight, torch.full((1_000_000,), BAD, device=DEVICE))
     assert not out.any()
     with pytest.raises(IndexError, match=rf"is {BAD}, but weight has {ROWS} rows"):
         embed_ext.check_indices()
@@ -150,9 +150,9 @@ class Captured:
     """Forward and dense backward in a CUDA graph, with indices that can be replaced."""
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self.weight = make_table(ROWS, 16, dtype, "cuda")
+        self.weight = make_table(ROWS, 16, dtype, DEVICE)
         self.indices = cuda_indices(GOOD_INDICES)
-        self.grad = torch.ones(4, 16, dtype=dtype, device="cuda")
+        self.grad = torch.ones(4, 16, dtype=dtype, device=DEVICE)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -167,6 +167,7 @@ class Captured:
         return out, ops.embedding_dense_backward(self.grad, self.indices, ROWS)
 
 
+@needs_gpu
 @pytest.mark.parametrize("mode", ["lazy", "sync"])
 @pytest.mark.parametrize("is_deterministic", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import embed_ext
 from tests.common import REAL_DTYPES
-from tests.cuda.common import deterministic, needs_cuda, row_sums, whole_numbers
+from tests.cuda.common import DEVICE, deterministic, needs_cuda, needs_gpu, row_sums, whole_numbers
 
 pytestmark = needs_cuda
 
@@ -19,7 +19,7 @@ def batch(seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """indices [TOKENS], grad_output [TOKENS, WIDTH] of whole numbers."""
     generator = torch.Generator().manual_seed(seed)
     indices = torch.randint(ROWS, (TOKENS,), generator=generator)
-    return indices.cuda(), whole_numbers((TOKENS, WIDTH), dtype, seed).cuda()
+    return indices.to(DEVICE), whole_numbers((TOKENS, WIDTH), dtype, seed).to(DEVICE)
 
 
 def backward(table: embed_ext.Embedding, batches: list[tuple[Tensor, Tensor]]) -> None:
@@ -37,7 +37,7 @@ def assert_grad_is(table: embed_ext.Embedding, batches: list[tuple[Tensor, Tenso
 @pytest.mark.parametrize("uses", [2, 4])
 @pytest.mark.parametrize("dtype", REAL_DTYPES, ids=str)
 def test_uses_add_up(dtype: torch.dtype, uses: int, keep: bool, is_deterministic: bool) -> None:
-    table = embed_ext.Embedding(ROWS, WIDTH, dtype=dtype, device="cuda", keep_grad_buffer=keep)
+    table = embed_ext.Embedding(ROWS, WIDTH, dtype=dtype, device=DEVICE, keep_grad_buffer=keep)
     places = set()
     with deterministic(is_deterministic):
         for step in range(3):
@@ -49,9 +49,10 @@ def test_uses_add_up(dtype: torch.dtype, uses: int, keep: bool, is_deterministic
     assert not keep or len(places) == 1
 
 
+@needs_gpu
 def test_one_table_of_memory_is_made() -> None:
-    table = embed_ext.Embedding(1_000_000, WIDTH, device="cuda")
-    indices = [torch.randint(1_000_000, (64,), device="cuda") for _ in range(4)]
+    table = embed_ext.Embedding(1_000_000, WIDTH, device=DEVICE)
+    indices = [torch.randint(1_000_000, (64,), device=DEVICE) for _ in range(4)]
     outputs = [table(rows) for rows in indices]
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -61,8 +62,8 @@ def test_one_table_of_memory_is_made() -> None:
 
 
 def test_a_tied_output_layer() -> None:
-    table = embed_ext.Embedding(ROWS, WIDTH, device="cuda", dtype=torch.float64)
-    hidden = whole_numbers((7, WIDTH), torch.float64, 0).cuda()
+    table = embed_ext.Embedding(ROWS, WIDTH, device=DEVICE, dtype=torch.float64)
+    hidden = whole_numbers((7, WIDTH), torch.float64, 0).to(DEVICE)
     one = batch(1, torch.float64)
     torch.autograd.backward(
         [hidden @ table.weight.t(), table(one[0])], [hidden.new_ones(7, ROWS), one[1]]
@@ -70,8 +71,9 @@ def test_a_tied_output_layer() -> None:
     assert torch.equal(table.weight.grad, row_sums(one[1], one[0], ROWS) + hidden.sum(0))
 
 
+@needs_gpu
 def test_uses_on_two_streams() -> None:
-    table = embed_ext.Embedding(ROWS, WIDTH, device="cuda")
+    table = embed_ext.Embedding(ROWS, WIDTH, device=DEVICE)
     side = torch.cuda.Stream()
     for step in range(5):
         table.zero_grad()

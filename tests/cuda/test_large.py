@@ -6,9 +6,13 @@ import pytest
 import torch
 
 from tests.common import make_indices, make_table
-from tests.cuda.common import deterministic, needs_cuda
+from tests.cuda.common import deterministic, needs_cuda, not_emulated
 
-pytestmark = [*needs_cuda, pytest.mark.large]
+pytestmark = [
+    *needs_cuda,
+    not_emulated("would take hours for as many elements"),
+    pytest.mark.large,
+]
 
 ops = torch.ops.embed_ext
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from tests.common import make_indices, make_table
-from tests.cuda.common import deterministic, needs_cuda, row_sums, whole_numbers
+from tests.cuda.common import deterministic, needs_cuda, needs_gpu, row_sums, whole_numbers
 
-pytestmark = needs_cuda
+pytestmark = [*needs_cuda, needs_gpu]
 
 ops = torch.ops.embed_ext
 

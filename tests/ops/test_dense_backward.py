@@ -8,6 +8,7 @@ from torch import Tensor
 
 from embed_ext import reference
 from tests.common import (
+    EMULATED,
     GRAD_DTYPES,
     INDEX_DTYPES,
     LAYOUTS,
@@ -65,7 +66,7 @@ def test_same_bits_as_torch(device: str, dtype: torch.dtype, padding_idx: int) -
     grad = make_grad(indices, 33, dtype)
     theirs = torch_dense_backward(grad, indices, 50, padding_idx, False)
     actual = dense_backward(grad, indices, 50, padding_idx)
-    if device == "cpu":
+    if device == "cpu" and not EMULATED:
         assert torch.equal(actual, theirs)
     assert_close(actual, theirs)
 
@@ -148,7 +149,7 @@ def test_low_precision_is_summed_in_float32(device: str, dtype: torch.dtype) -> 
     grad[0] = 0.5
     actual = dense_backward(grad, indices, 1)
     assert torch.equal(actual, torch.full((1, 2), 40_000.5, dtype=dtype, device=device))
-    if device == "cpu":
+    if device == "cpu" and not EMULATED:
         stuck = 256 if dtype == torch.bfloat16 else 2048
         theirs = torch_dense_backward(grad[1:], indices[1:], 1, -1, False)
         assert theirs.unique().tolist() == [stuck]
