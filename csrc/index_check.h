@@ -6,7 +6,7 @@ namespace embed_ext {
 enum class IndexCheckMode {
   kLazy,  // by the next embed_ext call or an explicit check; no call waits for the device
   kSync,  // by the call itself, which waits for the device
-  kNone,  // never; a bad index still reads and writes nothing outside the table
+  kNone,  // never, nor are reports of before looked at; a bad index still touches nothing outside
 };
 
 // Starts as EMBED_EXT_INDEX_CHECK (lazy, sync, none) says, else lazy.

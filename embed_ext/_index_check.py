@@ -18,8 +18,12 @@ def set_index_check(mode: Mode) -> None:
 
     Args:
         mode: ``"lazy"`` (default): the next call, the backward or :func:`check_indices` raises
-            IndexError, and no call waits for the device. ``"sync"``: the call itself raises, after
-            waiting for the device. ``"none"``: nothing is reported.
+            IndexError, and no call waits for the device. Each device keeps one report: of several
+            bad indices any one may be it, and until it is raised, by whichever thread calls next,
+            others are not reported. ``"sync"``: the call itself raises, after waiting for the
+            device, and for its own indices only. ``"none"``: calls neither report nor raise. A
+            report that was left before stays, for :func:`check_indices` or the first call in
+            another mode to raise. In every mode a lookup in a table without rows raises at once.
 
     Raises:
         ValueError: for any other mode.
@@ -46,7 +50,7 @@ def index_check() -> Mode:
 
 
 def check_indices() -> None:
-    """Wait for every CUDA device in use and raise what a lazy check has found.
+    """Wait for every CUDA device in use and raise what a lazy check has found, in any mode.
 
     Raises:
         IndexError: naming the index, its position and the number of rows.

@@ -3,7 +3,7 @@
 //
 // Atomic adds to one address queue up, so that a row used often would hold up all. A warp therefore
 // takes 32 tokens at a time, brings equal rows together, adds those in registers, and sends one
-// atomic add a distinct row:
+// atomic add a distinct row (of narrow rows, of which it sums several at once, sometimes two):
 //
 //   lane                 0  1  2  3  4  5  6  7      (8 of the 32 shown)
 //   row of its token     4  9  4  4  1  9  4  7
@@ -97,10 +97,33 @@ __device__ int lane_in_row_order(int64_t row, int lane, uint8_t* order) {
   return order[lane];
 }
 
+// Each group of `lanes` lanes holds the sum of its last row. Where groups that follow each other
+// hold one of the same row, adds those up in the first of them. All lanes of the warp take part.
+// Returns whether this lane's group is the first.
+template <class T, int kCount>
+__device__ bool fold_groups(Packed<T, kCount>& sum, int64_t row, int lane, int lanes) {
+  const bool begins = __shfl_up_sync(kFullWarp, row, lanes) != row || lane < lanes;
+  const unsigned all_begins = __ballot_sync(kFullWarp, begins);
+  if (all_begins == kFullWarp) {  // most often: no row is shared
+    return begins;
+  }
+  const int group_start = lane & ~(lanes - 1);
+  const int end = next_set_lane(all_begins, group_start + lanes);
+  for (int distance = lanes; distance < kWarpSize; distance *= 2) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const T other = __shfl_down_sync(kFullWarp, sum.values[i], distance);
+      sum.values[i] += group_start + distance < end ? other : T{0};
+    }
+  }
+  return begins;
+}
+
 // A warp owns (32 neighbouring tokens, one chunk of the columns). Its lanes first read and order
 // the 32 indices. Then each group of `lanes` lanes walks `lanes` tokens of that order, a lane
 // adding up one vector of kCount columns: a row of 64 bytes occupies 4 lanes, and 8 groups work at
-// once.
+// once. What a row has in several groups is folded, all but what the last of them begins with: that
+// gets an add of its own if another row follows in the group.
 template <class In, class Out, int kCount, class Index>
 __global__ void __launch_bounds__(kBlockThreads)
     scatter_add(ScatterTask<In, Out, Index> task, int lanes, Divider row_chunks,
@@ -159,7 +182,7 @@ __global__ void __launch_bounds__(kBlockThreads)
     }
 #pragma unroll
     for (int u = 0; u < kInFlight; ++u) {
-      if (token_row[u] != sum_row) {
+      if (k + u < lanes && token_row[u] != sum_row) {
         flush();
         sum_row = token_row[u];
         sum = {};
@@ -167,7 +190,9 @@ __global__ void __launch_bounds__(kBlockThreads)
       add(sum, value[u]);
     }
   }
-  flush();
+  if (fold_groups(sum, sum_row, lane, lanes)) {
+    flush();
+  }
 }
 
 template <int kCount, class In, class Out, class Index>

@@ -15,13 +15,13 @@
 //
 // The cuts depend on the number of tokens only and the sort is stable, so that every run adds the
 // same numbers in the same order.
-#include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 
 #include "dense_backward.cuh"
 #include "dispatch.cuh"
 #include "group_by_row.cuh"
 #include "launch_math.h"
+#include "scratch.h"
 #include "segment_sums.cuh"
 #include "vector.cuh"
 
@@ -244,8 +244,8 @@ void add_segments(const DenseBackwardTask& task, const RowGroups& groups, cudaSt
   }
   const bool is_double = task.grad.scalar_type() == at::kDouble;
   const auto sum_options = task.grad.options().dtype(is_double ? at::kDouble : at::kFloat);
-  const auto chunk_sums = at::empty({num_tokens / kChunk, width}, sum_options);
-  const auto block_sums = at::empty({num_tokens / (kChunk * kChunk), width}, sum_options);
+  const auto chunk_sums = scratch({num_tokens / kChunk, width}, sum_options);
+  const auto block_sums = scratch({num_tokens / (kChunk * kChunk), width}, sum_options);
 
   with_gradient_types(task.grad.scalar_type(), task.out.scalar_type(), [&](auto in, auto out) {
     using In = typename decltype(in)::type;

@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include <cmath>
+#include <type_traits>
 
 #include "../checks.h"
 #include "dispatch.cuh"
@@ -27,40 +28,47 @@ struct Complex {
   R real, imag;
 };
 
+// Norm and scale are taken in double, as on the CPU: the squares of float32 or bfloat16 elements
+// leave the range of float32 long before the elements do, and a scale may be small where the scaled
+// element is not. It costs little: each named row passes once, with a conversion and a multiply-add
+// an element, which GPUs that run double at 1/64 of the speed of float do about as fast as their
+// memory delivers float32 (an estimate). Only the powers of an uncommon p take longer there.
 template <class T>
-struct Real {
-  using type = Accumulator<T>;
-};
-template <class R>
-struct Real<Complex<R>> {
-  using type = R;
-};
-
-template <class T>
-__device__ Accumulator<T> magnitude(T value) {
-  return abs(widen(value));
+__device__ double magnitude(T value) {
+  return fabs(static_cast<double>(widen(value)));
 }
 template <class R>
-__device__ R magnitude(Complex<R> value) {
-  return hypot(value.real, value.imag);
+__device__ double magnitude(Complex<R> value) {
+  return hypot(static_cast<double>(value.real), static_cast<double>(value.imag));
 }
 
+// The one rounding.
 template <class T>
-__device__ T scaled(T value, Accumulator<T> scale) {
-  return narrow<T>(widen(value) * scale);
+__device__ T rounded(double value) {
+  if constexpr (std::is_same_v<T, __half>) {
+    return __double2half(value);
+  } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    return __double2bfloat16(value);
+  } else {
+    return static_cast<T>(value);
+  }
+}
+
+template <class T>
+__device__ T scaled(T value, double scale) {
+  return rounded<T>(widen(value) * scale);
 }
 template <class R>
-__device__ Complex<R> scaled(Complex<R> value, R scale) {
-  return {value.real * scale, value.imag * scale};
+__device__ Complex<R> scaled(Complex<R> value, double scale) {
+  return {rounded<R>(value.real * scale), rounded<R>(value.imag * scale)};
 }
 
 // How a row's elements become its norm: combine(term(|x|)) over the row, then finish().
-template <class R>
 struct Norm {
-  R p;
+  double p;
 
-  __device__ R start() const { return p == -INFINITY ? INFINITY : 0; }
-  __device__ R term(R x) const {
+  __device__ double start() const { return p == -INFINITY ? INFINITY : 0; }
+  __device__ double term(double x) const {
     if (isinf(p) || p == 1) {
       return x;
     }
@@ -69,14 +77,14 @@ struct Norm {
     }
     return p == 0 ? x != 0 : pow(x, p);
   }
-  __device__ R combine(R a, R b) const {
+  __device__ double combine(double a, double b) const {
     if (!isinf(p)) {
       return a + b;
     }
     const bool take_a = (p > 0 ? a > b : a < b) || isnan(a);  // NaN wins, as in a sum
     return take_a ? a : b;
   }
-  __device__ R finish(R sum) const {
+  __device__ double finish(double sum) const {
     if (isinf(p) || p == 0 || p == 1) {
       return sum;
     }
@@ -86,10 +94,10 @@ struct Norm {
 
 // A warp a token, in the order of the sorted rows: the warp with the first token of a row reads the
 // row twice, once for the norm and, if that is too long, once to scale it; all others leave.
-template <class T, class R = typename Real<T>::type>
+template <class T>
 __global__ void __launch_bounds__(kBlockThreads)
     renorm_rows(T* weight, int64_t row_stride, int64_t column_stride, int64_t width,
-                const uint32_t* row, int64_t num_tokens, int64_t num_rows, Norm<R> norm,
+                const uint32_t* row, int64_t num_tokens, int64_t num_rows, Norm norm,
                 double max_norm) {
   const int64_t token = int64_t{blockIdx.x} * kBlockWarps + threadIdx.x / kWarpSize;
   if (token >= num_tokens || row[token] >= num_rows ||
@@ -98,7 +106,7 @@ __global__ void __launch_bounds__(kBlockThreads)
   }
   T* values = weight + row[token] * row_stride;
   const int lane = threadIdx.x % kWarpSize;
-  R sum = norm.start();
+  double sum = norm.start();
   for (int64_t i = lane; i < width; i += kWarpSize) {
     sum = norm.combine(sum, norm.term(magnitude(values[i * column_stride])));
   }
@@ -106,9 +114,9 @@ __global__ void __launch_bounds__(kBlockThreads)
   for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
     sum = norm.combine(sum, __shfl_xor_sync(kFullWarp, sum, distance));
   }
-  const R length = norm.finish(sum);
-  if (length > static_cast<R>(max_norm)) {
-    const R scale = static_cast<R>(max_norm / (static_cast<double>(length) + kEpsilon));
+  const double length = norm.finish(sum);
+  if (length > max_norm) {
+    const double scale = max_norm / (length + kEpsilon);
     for (int64_t i = lane; i < width; i += kWarpSize) {
       values[i * column_stride] = scaled(values[i * column_stride], scale);
     }
@@ -119,12 +127,10 @@ __global__ void __launch_bounds__(kBlockThreads)
 template <class T>
 void launch_renorm(const at::Tensor& weight, const RowGroups& groups, double max_norm,
                    double norm_type, cudaStream_t stream) {
-  using R = typename Real<T>::type;
   const int64_t num_tokens = groups.row.numel();
   renorm_rows<T><<<grid_blocks(num_tokens, kBlockWarps), kBlockThreads, 0, stream>>>(
       static_cast<T*>(weight.mutable_data_ptr()), weight.stride(0), weight.stride(1),
-      weight.size(1), as_uint32(groups.row), num_tokens, weight.size(0),
-      Norm<R>{static_cast<R>(norm_type)}, max_norm);
+      weight.size(1), as_uint32(groups.row), num_tokens, weight.size(0), Norm{norm_type}, max_norm);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 

@@ -17,6 +17,7 @@
 #include "group_by_row.cuh"
 #include "index_check.cuh"
 #include "launch_math.h"
+#include "scratch.h"
 
 namespace embed_ext::cuda {
 namespace {
@@ -88,7 +89,7 @@ Entries copy_entries(const Task& task, const IndexErrors& errors, cudaStream_t s
   }
   const int64_t num_entries = token.defined() ? token.numel() : index.numel();
   const auto row = at::empty({1, num_entries}, index.options());
-  const auto source = at::empty({num_entries}, index.options());
+  const auto source = scratch({num_entries}, index.options());
   if (num_entries > 0) {
     make_entries<<<grid_blocks(num_entries, kBlockThreads), kBlockThreads, 0, stream>>>(
         index.const_data_ptr<int64_t>(),

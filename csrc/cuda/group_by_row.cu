@@ -1,6 +1,5 @@
 #include "group_by_row.cuh"
 
-#include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 
 #include <cub/device/device_radix_sort.cuh>
@@ -8,6 +7,7 @@
 
 #include "dispatch.cuh"
 #include "launch_math.h"
+#include "scratch.h"
 #include "sorted_search.cuh"
 
 namespace embed_ext::cuda {
@@ -63,8 +63,8 @@ RowGroups group_by_row(const at::Tensor& indices, int64_t ignored_row, const Ind
   const auto options = indices.options().dtype(at::kInt);
   at::Tensor row[2], position[2];
   for (int i = 0; i < 2; ++i) {
-    row[i] = at::empty({num_tokens}, options);
-    position[i] = at::empty({num_tokens}, options);
+    row[i] = scratch({num_tokens}, options);
+    position[i] = scratch({num_tokens}, options);
   }
   with_index_pointer(indices, [&](const auto* index) {
     number_tokens<<<grid_blocks(num_tokens, kBlockThreads), kBlockThreads, 0, stream>>>(
@@ -82,13 +82,13 @@ RowGroups group_by_row(const at::Tensor& indices, int64_t ignored_row, const Ind
   size_t bytes = 0;
   sort(nullptr, bytes);
   // Never empty: with a null workspace CUB would only tell its size once more.
-  const auto workspace = at::empty({static_cast<int64_t>(bytes) + 1}, options.dtype(at::kByte));
+  const auto workspace = scratch({static_cast<int64_t>(bytes) + 1}, options.dtype(at::kByte));
   sort(workspace.mutable_data_ptr(), bytes);
   return {row[rows.selector], position[positions.selector]};
 }
 
 at::Tensor row_offsets(const RowGroups& groups, int64_t num_rows, cudaStream_t stream) {
-  const auto offsets = at::empty({num_rows + 1}, groups.row.options());
+  const auto offsets = scratch({num_rows + 1}, groups.row.options());
   find_offsets<<<grid_blocks(num_rows + 1, kTileRows), kBlockThreads, 0, stream>>>(
       as_uint32(groups.row), groups.row.numel(), as_uint32(offsets), num_rows + 1);
   C10_CUDA_KERNEL_LAUNCH_CHECK();

@@ -11,6 +11,7 @@
 #include <atomic>
 #include <mutex>
 #include <optional>
+#include <vector>
 
 #include "../checks.h"
 #include "../index_check.h"
@@ -29,6 +30,23 @@ __global__ void check_indices(const Index* indices, int64_t num_indices, IndexEr
   }
 }
 
+std::mutex& slots_mutex() {
+  static std::mutex value;
+  return value;
+}
+
+// At the same address for kernels, as all pinned memory is where torch runs. It lives as long as
+// the process: a kernel may write to it at any time.
+IndexErrorSlot* new_slot() {
+  // The first call may come while a graph is captured, which otherwise forbids this allocation.
+  const c10::cuda::CUDAStreamCaptureModeGuard relaxed(cudaStreamCaptureModeRelaxed);
+  void* memory = nullptr;
+  C10_CUDA_CHECK(
+      cudaHostAlloc(&memory, sizeof(IndexErrorSlot), cudaHostAllocMapped | cudaHostAllocPortable));
+  return new (memory) IndexErrorSlot{};
+}
+
+// The slots that all calls of a device share, but for those that wait for their own.
 using Slots = std::array<std::atomic<IndexErrorSlot*>, C10_COMPILE_TIME_MAX_GPUS>;
 
 Slots& slots() {
@@ -36,29 +54,72 @@ Slots& slots() {
   return value;
 }
 
-std::mutex& slots_mutex() {
-  static std::mutex value;
-  return value;
-}
-
-// The current device's slot, at the same address for kernels, as all pinned memory is where torch
-// runs. It lives as long as the process: a kernel may write to it at any time.
 IndexErrorSlot* slot_of(c10::DeviceIndex device) {
   auto& entry = slots().at(device);
   if (auto* slot = entry.load(std::memory_order_acquire)) {
     return slot;
   }
   const std::lock_guard<std::mutex> lock(slots_mutex());
-  if (auto* slot = entry.load(std::memory_order_acquire)) {
+  if (entry.load(std::memory_order_relaxed) == nullptr) {
+    entry.store(new_slot(), std::memory_order_release);
+  }
+  return entry.load(std::memory_order_relaxed);
+}
+
+// The slot of the calls that wait: one a thread, which makes one call at a time, and so whatever is
+// in it when the stream has been waited for is that call's. Any device can write to pinned memory.
+class OwnSlot {
+ public:
+  ~OwnSlot() {
+    if (slot_ != nullptr && !in_use_) {
+      const std::lock_guard<std::mutex> lock(slots_mutex());
+      unused().push_back(slot_);
+    }
+  }
+
+  IndexErrorSlot* begin() {
+    if (slot_ == nullptr) {
+      slot_ = take_unused();
+    }
+    in_use_ = true;
+    return slot_;
+  }
+
+  // For a call that begins and finds that the one before failed half-way: it has left kernels
+  // behind that may yet write, so its slot is not used again.
+  void give_up() {
+    slot_ = in_use_ ? nullptr : slot_;
+    in_use_ = false;
+  }
+
+  void end() { in_use_ = false; }
+
+  // The slot of the call between begin() and end(), else null.
+  IndexErrorSlot* current() const { return in_use_ ? slot_ : nullptr; }
+
+ private:
+  static std::vector<IndexErrorSlot*>& unused() {
+    static auto* value = new std::vector<IndexErrorSlot*>;  // threads may end after statics
+    return *value;
+  }
+
+  static IndexErrorSlot* take_unused() {
+    const std::lock_guard<std::mutex> lock(slots_mutex());
+    if (unused().empty()) {
+      return new_slot();
+    }
+    auto* slot = unused().back();
+    unused().pop_back();
     return slot;
   }
-  // The first call may come while a graph is captured, which otherwise forbids this allocation.
-  const c10::cuda::CUDAStreamCaptureModeGuard relaxed(cudaStreamCaptureModeRelaxed);
-  void* memory = nullptr;
-  C10_CUDA_CHECK(cudaHostAlloc(&memory, sizeof(IndexErrorSlot), cudaHostAllocMapped));
-  auto* slot = new (memory) IndexErrorSlot{};
-  entry.store(slot, std::memory_order_release);
-  return slot;
+
+  IndexErrorSlot* slot_ = nullptr;
+  bool in_use_ = false;
+};
+
+OwnSlot& own_slot() {
+  static thread_local OwnSlot value;
+  return value;
 }
 
 // Empties the slot if a kernel has filled it.
@@ -78,14 +139,24 @@ std::optional<IndexErrorSlot> take_report(IndexErrorSlot* slot) {
   return report;
 }
 
-// `sizes` is the shape of the indices, where it is known whose they are.
-void raise_pending(c10::DeviceIndex device, at::OptionalIntArrayRef sizes) {
+// Raises what a call that did not wait has left; the shape of its indices is not known any more.
+void raise_pending(c10::DeviceIndex device) {
   auto* slot = slots().at(device).load(std::memory_order_acquire);
   if (slot == nullptr) {
     return;
   }
   if (const auto report = take_report(slot)) {
-    raise_index_error(report->op, report->index, report->position, sizes, report->num_rows);
+    raise_index_error(report->op, report->index, report->position, std::nullopt, report->num_rows);
+  }
+}
+
+// Waits for `stream` and raises what the call that owns `slot` has left there.
+void raise_own(IndexErrorSlot* slot, const at::Tensor& indices, cudaStream_t stream) {
+  C10_CUDA_CHECK(cudaStreamSynchronize(stream));
+  if (const auto report = take_report(slot)) {
+    own_slot().end();
+    raise_index_error(report->op, report->index, report->position, indices.sizes(),
+                      report->num_rows);
   }
 }
 
@@ -96,31 +167,35 @@ bool is_capturing() {
 }
 
 IndexErrors open_index_check(const char* op, const at::Tensor& indices, int64_t num_rows) {
+  own_slot().give_up();
   const auto device = c10::cuda::current_device();
-  raise_pending(device, std::nullopt);
+  const auto mode = index_check_mode();
+  if (mode != IndexCheckMode::kNone) {
+    raise_pending(device);
+  }
   if (num_rows == 0 && indices.numel() > 0) {
     const auto first = indices.reshape({-1}).narrow(0, 0, 1).to(at::kLong).item<int64_t>();
     raise_index_error(op, first, 0, indices.sizes(), num_rows);
   }
-  if (index_check_mode() == IndexCheckMode::kNone) {
+  if (mode == IndexCheckMode::kNone) {
     return {nullptr, op, num_rows};
   }
-  return {slot_of(device), op, num_rows};
+  const bool waits = mode == IndexCheckMode::kSync && !is_capturing();
+  return {waits ? own_slot().begin() : slot_of(device), op, num_rows};
 }
 
 void close_index_check(const at::Tensor& indices, cudaStream_t stream) {
-  if (index_check_mode() != IndexCheckMode::kSync || is_capturing()) {
-    return;
+  if (auto* slot = own_slot().current()) {
+    raise_own(slot, indices, stream);
+    own_slot().end();
   }
-  C10_CUDA_CHECK(cudaStreamSynchronize(stream));
-  raise_pending(c10::cuda::current_device(), indices.sizes());
 }
 
 void check_indices_first(const at::Tensor& indices, const IndexErrors& errors,
                          cudaStream_t stream) {
-  if (index_check_mode() == IndexCheckMode::kSync && !is_capturing()) {
+  if (auto* slot = own_slot().current()) {
     launch_index_check(indices, errors, stream);
-    close_index_check(indices, stream);
+    raise_own(slot, indices, stream);
   }
 }
 
@@ -148,7 +223,7 @@ void check_indices_now() {
     TORCH_CHECK(!cuda::is_capturing(),
                 "check_indices: the current stream is capturing a graph and cannot be waited for");
     C10_CUDA_CHECK(cudaDeviceSynchronize());
-    cuda::raise_pending(static_cast<c10::DeviceIndex>(device), std::nullopt);
+    cuda::raise_pending(static_cast<c10::DeviceIndex>(device));
   }
 }
 

@@ -57,6 +57,17 @@ inline RowLanes lanes_for_row(int64_t vectors) {
   return {lanes, ceil_div(vectors, lanes)};
 }
 
+// The first lane from `from` on (0 to 32) whose bit is set, or 32 if there is none.
+inline EMBED_EXT_HOST_DEVICE int next_set_lane(uint32_t bits, int from) {
+  const auto left = static_cast<uint32_t>(uint64_t{bits} >> from);
+#if defined(__CUDA_ARCH__)
+  const int place = __ffs(static_cast<int>(left));
+#else
+  const int place = __builtin_ffs(static_cast<int>(left));
+#endif
+  return place == 0 ? kWarpSize : from + place - 1;
+}
+
 // Cuts short rows into tiles of whole rows, at most kTileVectors vectors each, and finds the row
 // of a vector in its tile by a multiplication, since a division would cost more than the load.
 //

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from tests.common import EMULATED, REAL_DTYPES, assert_same_bits, make_indices, make_table
 from tests.cuda.common import DEVICE, WIDTHS, deterministic, needs_cuda, row_sums, whole_numbers
@@ -114,3 +115,14 @@ def test_low_precision_sums_do_not_stall() -> None:
     actual = ops.embedding_dense_backward(grad, indices, 2)
     expected = torch.tensor([100_000.0, 0.0], device=DEVICE).bfloat16()
     assert torch.equal(actual, expected[:, None].expand(2, 8))
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_only_the_gradient_is_filled(tokens: int) -> None:
+    """Torch fills whatever at::empty() makes; memory that only kernels see need not be."""
+    indices = make_indices((tokens,), 301).cuda()
+    grad = make_table(tokens, 8, device="cuda")
+    with deterministic(True), profile(activities=[ProfilerActivity.CPU]) as recorded:
+        ops.embedding_dense_backward(grad, indices, 301)
+    counts = {event.key: event.count for event in recorded.key_averages()}
+    assert counts["aten::fill_"] == 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 import pytest
 import torch
@@ -135,6 +137,84 @@ def test_none_reports_nothing_and_still_writes_zeros() -> None:
     out = ops.embedding(weight, cuda_indices(BAD_INDICES))
     assert not out[POSITION].any()
     assert_context_works()
+
+
+def leave_a_report(weight: Tensor) -> None:
+    """As a lazy call does whose bad index nobody has asked for yet."""
+    embed_ext.set_index_check("lazy")
+    ops.embedding(weight, cuda_indices(BAD_INDICES))
+    torch.cuda.synchronize()
+
+
+def test_none_does_not_raise_what_was_left_before() -> None:
+    weight = make_table(ROWS, 16, device="cuda")
+    leave_a_report(weight)
+    embed_ext.set_index_check("none")
+    for values in (GOOD_INDICES, BAD_INDICES):
+        ops.embedding(weight, cuda_indices(values))
+    with reported("embedding"):
+        embed_ext.check_indices()
+    assert_context_works()
+
+
+@pytest.mark.parametrize("mode", ["lazy", "sync"])
+def test_what_was_left_is_raised_when_the_mode_is_back(mode: Literal["lazy", "sync"]) -> None:
+    weight = make_table(ROWS, 16, device="cuda")
+    leave_a_report(weight)
+    embed_ext.set_index_check("none")
+    ops.embedding(weight, cuda_indices(GOOD_INDICES))
+    embed_ext.set_index_check(mode)
+    with reported("embedding"):
+        ops.embedding(weight, cuda_indices(GOOD_INDICES).view(2, 2))
+    assert_context_works()
+
+
+def test_sync_does_not_give_another_call_its_own_shape() -> None:
+    """The report of a graph's replay comes while a call of other indices is under way."""
+    weight = make_table(ROWS, 16, device="cuda")
+    captured = Captured(torch.float32)
+    captured.indices.copy_(torch.tensor(BAD_INDICES))
+    embed_ext.set_index_check("sync")
+    torch.cuda._sleep(20_000_000)  # so that the report is not there yet when the call begins
+    captured.graph.replay()
+    ops.embedding(weight, cuda_indices(GOOD_INDICES).view(2, 2))
+    with reported("embedding"):
+        embed_ext.check_indices()
+    assert_context_works()
+
+
+def test_sync_raises_in_the_thread_whose_index_it_is() -> None:
+    """Each with its own op and shape, however the calls of two streams meet."""
+    embed_ext.set_index_check("sync")
+    weight = make_table(ROWS, 16, device="cuda")
+    grad = torch.ones(4, 16, device="cuda")
+    calls = {
+        "embedding": lambda bad: ops.embedding(weight, bad.view(2, 2)),
+        "embedding_dense_backward": lambda bad: ops.embedding_dense_backward(grad, bad, ROWS),
+        "good": lambda bad: ops.embedding(weight, bad.clamp(max=ROWS - 1)),
+    }
+
+    def messages(name: str) -> set[str]:
+        found = set()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            bad = cuda_indices(BAD_INDICES)
+            for _ in range(50):
+                try:
+                    calls[name](bad)
+                    found.add("")
+                except IndexError as error:
+                    found.add(str(error).partition(" is ")[0])
+        return found
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        results = dict(zip(calls, pool.map(messages, calls), strict=True))
+    assert results == {
+        "embedding": {"embedding: index out of range: indices[1, 0]"},
+        "embedding_dense_backward": {
+            f"embedding_dense_backward: index out of range: indices[{POSITION}]"
+        },
+        "good": {""},
+    }
 
 
 def test_a_million_bad_indices_are_one_report() -> None:

@@ -96,6 +96,16 @@ void test_lanes_for_row() {
   }
 }
 
+void test_next_set_lane() {
+  CHECK(next_set_lane(0, 0) == 32);
+  CHECK(next_set_lane(1, 0) == 0);
+  CHECK(next_set_lane(1, 1) == 32);
+  CHECK(next_set_lane(0x80000000u, 0) == 31);
+  CHECK(next_set_lane(0x80000000u, 31) == 31);
+  CHECK(next_set_lane(0xffffffffu, 32) == 32);
+  CHECK(next_set_lane(0xf00fu, 4) == 12);
+}
+
 void test_row_tile() {
   for (int vectors = 1; vectors <= RowTile::kTileVectors; ++vectors) {
     const RowTile tile(vectors);
@@ -185,6 +195,7 @@ int main() {
   test_grid_blocks();
   test_bit_width();
   test_lanes_for_row();
+  test_next_set_lane();
   test_row_tile();
   test_divider();
   test_policy_of_the_common_case();

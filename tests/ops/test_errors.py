@@ -108,11 +108,21 @@ def test_position_is_the_callers(device: str, op: str) -> None:
         (indices, "[1, 1]"),
         (indices.t(), "[1, 1]"),
         (indices[1], "[1]"),
-        (indices[:, 1:].expand(2, 2, 2), "[0, 1, 0]"),
+        (indices[:, 1:].expand(2, 2, 2)[:1], "[0, 1, 0]"),
         (indices[1, 1], "[]"),
     ):
         with raises(IndexError, op, f"indices{position} is 7,"):
             OPS[op](weight, view)
+
+
+@every_op
+def test_one_bad_index_of_several_is_named(device: str, op: str) -> None:
+    """The first, on a GPU any one of them."""
+    weight = make_table(ROWS, WIDTH, device=device)
+    view = indices_of([[0, 1, 2], [3, 7, 0]], device=device)[:, 1:].expand(2, 2, 2)
+    position = r"\[0, 1, 0\]" if device == "cpu" else r"\[[01], 1, 0\]"
+    with pytest.raises(IndexError, match=rf"{op}: .*indices{position} is 7,"):
+        OPS[op](weight, view)
 
 
 @every_op

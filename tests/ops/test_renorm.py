@@ -140,6 +140,28 @@ def test_norms_that_overflow_the_dtype(device: str, dtype: torch.dtype) -> None:
     assert_close(weight, torch.ones(1, 4, dtype=dtype, device=device))
 
 
+@pytest.mark.parametrize(
+    ("value", "dtype", "norm_type", "max_norm"),
+    [
+        (1e20, torch.bfloat16, 2.0, 2.0),
+        (1e4, torch.float32, 10.0, 1.0),
+        (2e-23, torch.float32, 2.0, 2e-23),
+        (2e-23, torch.complex64, 2.0, 2e-23),
+    ],
+    ids=str,
+)
+def test_norms_outside_the_range_of_float32(
+    device: str, value: float, dtype: torch.dtype, norm_type: float, max_norm: float
+) -> None:
+    """The elements are inside it, their powers are too large or too small for it."""
+    weight = torch.full((1, 4), value, dtype=dtype, device=device)
+    exact = torch.full((1, 4), float(weight[0, 0].real), dtype=torch.float64, device=device)
+    length = torch.linalg.vector_norm(exact, norm_type)
+    renorm_(weight, torch.zeros(1, dtype=torch.int64, device=device), max_norm, norm_type)
+    expected = exact * (max_norm / (length + 1e-7))
+    assert_close((weight / expected).to(dtype), torch.ones_like(weight))
+
+
 def test_version_goes_up(device: str) -> None:
     """So that autograd notices that a table it saved has changed."""
     weight = make_table(3, 2, device=device)

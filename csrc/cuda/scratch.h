@@ -1,0 +1,21 @@
+// Device memory for the length of one call, which nobody sees but the kernels that write it first.
+#pragma once
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/core/Tensor.h>
+#include <c10/core/Allocator.h>
+
+namespace embed_ext::cuda {
+
+// at::empty() on the current device, but for one thing: under deterministic algorithms that fills
+// the memory (torch.utils.deterministic.fill_uninitialized_memory), a launch and a pass over it
+// each time. torch's allocator hands the memory out, for the current stream, as it does to
+// at::empty().
+inline at::Tensor scratch(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  const auto type = options.device().type();
+  return at::detail::empty_generic(sizes, c10::GetAllocator(type),
+                                   c10::DispatchKeySet(options.computeDispatchKey()),
+                                   c10::typeMetaToScalarType(options.dtype()), std::nullopt);
+}
+
+}  // namespace embed_ext::cuda
