@@ -82,9 +82,9 @@ def _embedding_dense_backward(
     grad_dim, indices_dim = in_dims[:2]
     if indices_dim is None:
         assert grad_dim is not None  # vmap calls a rule only if something is batched
-        wide = grad_output.movedim(grad_dim, -2).flatten(-2)
-        out = op(wide, indices, num_weights, padding_idx, scale_grad_by_freq)
-        return out.unflatten(-1, (info.batch_size, -1 if out.size(-1) else 0)), 1
+        wide = grad_output.movedim(grad_dim, -2)  # [..., B, D]
+        out = op(wide.flatten(-2), indices, num_weights, padding_idx, scale_grad_by_freq)
+        return out.unflatten(-1, wide.shape[-2:]), 1
     batch_size = info.batch_size
     indices = _front(indices, indices_dim)
     if grad_dim is None:

@@ -121,7 +121,7 @@ def test_gradients_asked_for_by_name_are_not_added_elsewhere() -> None:
     torch.testing.assert_close(module.weight.grad, before + grad)
 
 
-@pytest.mark.parametrize("layout", ["transposed", "sliced", "sparse", "float64"])
+@pytest.mark.parametrize("layout", ["transposed", "sliced", "strided", "sparse", "float64"])
 def test_a_grad_of_another_kind(layout: str) -> None:
     ours, theirs = table(), table(nn.Embedding)
     for module in (ours, theirs):
@@ -129,6 +129,8 @@ def test_a_grad_of_another_kind(layout: str) -> None:
             module.weight.grad = torch.zeros(WIDTH, ROWS).t()
         elif layout == "sliced":
             module.weight.grad = torch.zeros(ROWS, 3 * WIDTH)[:, 5 : 5 + WIDTH]
+        elif layout == "strided":
+            module.weight.grad = torch.zeros(ROWS, 2 * WIDTH)[:, ::2]
         elif layout == "sparse":
             module.weight.grad = torch.zeros(ROWS, WIDTH).to_sparse(1)
         else:

@@ -156,7 +156,10 @@ def test_memory_that_python_has_seen_while_another_thread_asks_for_its_size() ->
 
     thread = threading.Thread(target=ask)
     thread.start()
+    # Of two sizes in turn: the memory is let go of each time.
+    weights = [kept.weight, nn.Parameter(torch.zeros(2 * ROWS, WIDTH))]
     for step in range(300):
+        kept.weight = weights[step % 2]
         backward(kept, step)
         kept.weight.grad.untyped_storage()
         kept.zero_grad()

@@ -225,11 +225,12 @@ def test_vmap_turns_a_byte_down_that_would_wrap(lookup: Lookup) -> None:
         vmap(lookup)(weights, indices)
 
 
+@pytest.mark.parametrize("dim", [0, 1, 2])
 @pytest.mark.parametrize("width", [0, 2])
-def test_vmap_of_the_dense_backward_over_gradients(width: int) -> None:
+def test_vmap_of_the_dense_backward_over_gradients(width: int, dim: int) -> None:
     op = torch.ops.embed_ext.embedding_dense_backward
     grads, indices = make_table(3 * 4, width).view(3, 4, width), torch.tensor([1, 4, 1, 0])
-    actual = vmap(lambda grad: op(grad, indices, 5))(grads)
+    actual = vmap(lambda grad: op(grad, indices, 5), in_dims=dim)(grads.movedim(0, dim))
     assert_close(actual, torch.stack([op(grad, indices, 5) for grad in grads]))
 
 

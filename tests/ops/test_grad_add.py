@@ -223,10 +223,13 @@ def test_neighbours_in_one_flat_buffer(device: str) -> None:
 
 def test_tangents_are_refused() -> None:
     indices = make_indices((5,), ROWS)
+    table, grad = make_table(ROWS, 4), make_grad(indices, 4)
     with torch.autograd.forward_ad.dual_level():
-        grad = torch.autograd.forward_ad.make_dual(make_grad(indices, 4), torch.ones(5, 4))
-        with pytest.raises(RuntimeError, match="embedding_grad_add_: has no derivative"):
-            grad_add(make_table(ROWS, 4), grad, indices)
+        moving_table = torch.autograd.forward_ad.make_dual(table, torch.ones(ROWS, 4))
+        moving_grad = torch.autograd.forward_ad.make_dual(grad, torch.ones(5, 4))
+        for arguments in ((table, moving_grad), (moving_table, grad)):
+            with pytest.raises(RuntimeError, match="embedding_grad_add_: has no derivative"):
+                grad_add(*arguments, indices)
 
 
 def test_vmap(device: str) -> None:
