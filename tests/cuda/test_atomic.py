@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import embed_ext
-from tests.cuda.common import WIDTHS, needs_cuda, row_sums, whole_numbers
+from tests.cuda.common import DEVICE, WIDTHS, needs_cuda, row_sums, whole_numbers
 
 pytestmark = needs_cuda
 
@@ -26,8 +26,8 @@ def test_rows_that_share_a_tile(dtype: torch.dtype, width: int, shuffled: bool) 
     indices[::11] = 5
     if shuffled:
         indices = indices[torch.randperm(len(indices))]
-    indices = indices.cuda()
-    grad = whole_numbers((len(indices), width), dtype).cuda()
+    indices = indices.to(DEVICE)
+    grad = whole_numbers((len(indices), width), dtype).to(DEVICE)
     num_rows = len(indices)  # so many that tokens are not sorted
     actual = dense_backward(grad, indices, num_rows, 7)
     expected = row_sums(grad, indices, num_rows)
@@ -37,16 +37,16 @@ def test_rows_that_share_a_tile(dtype: torch.dtype, width: int, shuffled: bool) 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_one_row_takes_every_token(width: int) -> None:
-    indices = torch.full((8192,), 3, device="cuda")
-    grad = whole_numbers((8192, width), torch.float32).cuda()
+    indices = torch.full((8192,), 3, device=DEVICE)
+    grad = whole_numbers((8192, width), torch.float32).to(DEVICE)
     actual = dense_backward(grad, indices, 8192)
     assert torch.equal(actual.double(), row_sums(grad, indices, 8192))
 
 
 def test_bad_indices_among_the_tokens_of_a_row() -> None:
-    indices = torch.full((100,), 3, device="cuda")
+    indices = torch.full((100,), 3, device=DEVICE)
     indices[7::9] = 1000
-    grad = whole_numbers((100, 4), torch.float32).cuda()
+    grad = whole_numbers((100, 4), torch.float32).to(DEVICE)
     actual = dense_backward(grad, indices, 500)
     good = indices < 500
     assert torch.equal(actual.double(), row_sums(grad[good], indices[good], 500))

@@ -120,8 +120,8 @@ def test_low_precision_sums_do_not_stall() -> None:
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_only_the_gradient_is_filled(tokens: int) -> None:
     """Torch fills whatever at::empty() makes; memory that only kernels see need not be."""
-    indices = make_indices((tokens,), 301).cuda()
-    grad = make_table(tokens, 8, device="cuda")
+    indices = make_indices((tokens,), 301).to(DEVICE)
+    grad = make_table(tokens, 8, device=DEVICE)
     with deterministic(True), profile(activities=[ProfilerActivity.CPU]) as recorded:
         ops.embedding_dense_backward(grad, indices, 301)
     counts = {event.key: event.count for event in recorded.key_averages()}

@@ -143,11 +143,11 @@ def leave_a_report(weight: Tensor) -> None:
     """As a lazy call does whose bad index nobody has asked for yet."""
     embed_ext.set_index_check("lazy")
     ops.embedding(weight, cuda_indices(BAD_INDICES))
-    torch.cuda.synchronize()
+    synchronize()
 
 
 def test_none_does_not_raise_what_was_left_before() -> None:
-    weight = make_table(ROWS, 16, device="cuda")
+    weight = make_table(ROWS, 16, device=DEVICE)
     leave_a_report(weight)
     embed_ext.set_index_check("none")
     for values in (GOOD_INDICES, BAD_INDICES):
@@ -159,7 +159,7 @@ def test_none_does_not_raise_what_was_left_before() -> None:
 
 @pytest.mark.parametrize("mode", ["lazy", "sync"])
 def test_what_was_left_is_raised_when_the_mode_is_back(mode: Literal["lazy", "sync"]) -> None:
-    weight = make_table(ROWS, 16, device="cuda")
+    weight = make_table(ROWS, 16, device=DEVICE)
     leave_a_report(weight)
     embed_ext.set_index_check("none")
     ops.embedding(weight, cuda_indices(GOOD_INDICES))
@@ -169,9 +169,10 @@ def test_what_was_left_is_raised_when_the_mode_is_back(mode: Literal["lazy", "sy
     assert_context_works()
 
 
+@needs_gpu
 def test_sync_does_not_give_another_call_its_own_shape() -> None:
     """The report of a graph's replay comes while a call of other indices is under way."""
-    weight = make_table(ROWS, 16, device="cuda")
+    weight = make_table(ROWS, 16, device=DEVICE)
     captured = Captured(torch.float32)
     captured.indices.copy_(torch.tensor(BAD_INDICES))
     embed_ext.set_index_check("sync")
@@ -183,11 +184,12 @@ def test_sync_does_not_give_another_call_its_own_shape() -> None:
     assert_context_works()
 
 
+@needs_gpu
 def test_sync_raises_in_the_thread_whose_index_it_is() -> None:
     """Each with its own op and shape, however the calls of two streams meet."""
     embed_ext.set_index_check("sync")
-    weight = make_table(ROWS, 16, device="cuda")
-    grad = torch.ones(4, 16, device="cuda")
+    weight = make_table(ROWS, 16, device=DEVICE)
+    grad = torch.ones(4, 16, device=DEVICE)
     calls = {
         "embedding": lambda bad: ops.embedding(weight, bad.view(2, 2)),
         "embedding_dense_backward": lambda bad: ops.embedding_dense_backward(grad, bad, ROWS),
