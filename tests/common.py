@@ -20,6 +20,12 @@ HAS_CUDA = (
     embed_ext.build_info().cuda_archs is not None and not EMULATED and torch.cuda.is_available()
 )
 
+
+def runs_cuda_kernels(device: str) -> bool:
+    """Whether the ops on tensors of this device are the CUDA ones, be it emulated."""
+    return device == "cuda" or EMULATED
+
+
 INDEX_DTYPES = (
     torch.int64,
     torch.int32,

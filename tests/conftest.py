@@ -32,9 +32,11 @@ def device(request: pytest.FixtureRequest) -> str:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """In the emulated build, leave out what does not call the emulated kernels."""
     if EMULATED:
-        others = [item for item in items if item.get_closest_marker("emulated") is None]
-        config.hook.pytest_deselected(items=others)
-        items[:] = [item for item in items if item not in set(others)]
+        chosen: dict[bool, list[pytest.Item]] = {True: [], False: []}
+        for item in items:
+            chosen[item.get_closest_marker("emulated") is not None].append(item)
+        config.hook.pytest_deselected(items=chosen[False])
+        items[:] = chosen[True]
 
 
 @pytest.fixture(autouse=EMULATED)

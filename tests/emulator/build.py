@@ -66,6 +66,7 @@ class Plan:
         compiled = "-MD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc"
         device = " ".join(DEVICE_FLAGS.split())
         translate = f"{sys.executable} {HERE}/translate.py $in $out"
+        self.device_objects: set[Path] = set()
         self.lines = [
             f"rule host\n  command = g++ {common} -fvisibility=hidden -O1 {compiled}",
             f"rule device\n  command = g++ {common} -fvisibility=hidden {device} $arch {compiled}",
@@ -97,8 +98,10 @@ class Plan:
 
     def device_object(self, source: Path, headers: Sequence[Path], arch: int) -> Path:
         target = OUT / "objects" / f"{source.parent.name}_{source.stem}_{arch}.o"
-        self.build("device", target, [source], "|| " + " ".join(map(str, headers)))
-        self.lines.append(f"  arch = -DEMULATED_ARCH={arch}0")
+        if target not in self.device_objects:
+            self.device_objects.add(target)
+            self.build("device", target, [source], "|| " + " ".join(map(str, headers)))
+            self.lines.append(f"  arch = -DEMULATED_ARCH={arch}0")
         return target
 
 
@@ -119,9 +122,7 @@ def write_plan() -> None:
             # Only those that ask for the architecture are compiled for each.
             text = (ROOT / "csrc" / "cuda" / source.name).with_suffix(".cu").read_text()
             own = arch if "__CUDA_ARCH__" in text else ARCHS[-1]
-            known = OUT / "objects" / f"cuda_{source.stem}_{own}.o"
-            done = any(f"build {known}:" in line for line in plan.lines)
-            device.append(known if done else plan.device_object(source, headers, own))
+            device.append(plan.device_object(source, headers, own))
         target = OUT / f"sm_{arch}" / "embed_ext" / "_C.so"
         plan.build("link", target, [*host, *device, emulator])
     sources, headers = plan.translated(HERE / "kernels", "kernels")

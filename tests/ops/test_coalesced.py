@@ -8,7 +8,6 @@ from torch import Tensor
 
 from embed_ext import reference
 from tests.common import (
-    EMULATED,
     GRAD_DTYPES,
     INDEX_DTYPES,
     LAYOUTS,
@@ -16,6 +15,7 @@ from tests.common import (
     assert_close,
     make_indices,
     make_table,
+    runs_cuda_kernels,
 )
 from tests.cuda.common import deterministic
 from tests.ops.test_sparse_backward import make_grad, sparse_backward
@@ -55,7 +55,7 @@ def test_every_dtype_and_index_dtype(
     grad = make_grad(indices, 5, dtype)
     actual = coalesced_backward(grad, indices, 11, padding_idx, scale)
     assert_close(actual.values(), exact(grad, indices, 11, padding_idx, scale))
-    with deterministic(device == "cuda" or EMULATED):  # atomic adds come in any order
+    with deterministic(runs_cuda_kernels(device)):  # atomic adds come in any order
         dense = dense_backward(grad, indices, 11, padding_idx, scale)
     assert torch.equal(actual.to_dense(), dense)
 
