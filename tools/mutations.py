@@ -118,9 +118,13 @@ class Copy:
             shutil.copy2(library, self.tree / "embed_ext")
 
     def test(
-        self, tests: Sequence[str], emulated: bool, limit: float | None = None
+        self,
+        tests: Sequence[str],
+        emulated: bool,
+        limit: float | None = None,
+        traceback: str = "no",
     ) -> tuple[int, str]:
-        options = ["-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider"]
+        options = ["-x", "-q", "--no-header", f"--tb={traceback}", "-p", "no:cacheprovider"]
         runner = ["tests/emulator/run.py"] if emulated else ["-m", "pytest"]
         return self.run(*runner, *options, *tests, limit=limit)
 
@@ -176,8 +180,10 @@ def try_all(selected: Sequence[Mutation], arguments: argparse.Namespace) -> None
     for emulated in () if arguments.unchecked else (False, True):
         entries = [mutation for mutation in selected if mutation.is_emulated == emulated]
         tests = sorted({test for mutation in entries for test in mutation.tests})
+        if not tests:
+            continue
         print(f"running {len(tests)} tests or files of tests without a mistake ...", flush=True)
-        status, output = copy.test(tests, emulated) if tests else (0, "")
+        status, output = copy.test(tests, emulated, traceback="short")
         if status != 0:
             raise SystemExit(f"the tests fail without a mistake:\n{output[-3000:]}")
     commit = commit_of(ROOT)
