@@ -5,8 +5,9 @@
     build/emulated/libemulator.so     the device
     build/emulated/sm_90/embed_ext    the package; its CUDA kernels serve CPU tensors
     build/emulated/sm_90/tests        a copy of the tests, since Python finds both in one folder
+    build/emulated/sm_90/benchmarks   and of the benchmarks, for benchmarks.counts
     build/emulated/sm_80              the same, with the code paths of that architecture
-    build/emulated/kernels.so         the small kernels of kernels/, each of which makes a mistake
+    build/emulated/kernels.so         the small kernels of kernels/, on which the device is tested
 
 Needs g++ on x86-64 Linux, a torch of any kind, ninja, and the headers of a CUDA toolkit.
 """
@@ -138,7 +139,7 @@ def copy_packages() -> None:
     """Copies, not links: a test that starts another Python finds the package beside itself."""
     for arch in ARCHS:
         folder = OUT / f"sm_{arch}"
-        for name in ("embed_ext", "tests", "tools"):
+        for name in ("benchmarks", "embed_ext", "tests", "tools"):
             mirror(ROOT / name, folder / name)
         shutil.copy(ROOT / "pyproject.toml", folder)
 

@@ -30,10 +30,9 @@ struct Block {
   Warp warps[kMaxThreads / kLanes];
 };
 
-enum class Kind { kRead, kWrite, kAtomic, kVolatileRead, kVolatileWrite };  // of an access
-constexpr bool writes(Kind kind) {
-  return kind == Kind::kWrite || kind == Kind::kAtomic || kind == Kind::kVolatileWrite;
-}
+// Of an access. A reduction is an atomic that returns nothing.
+enum class Kind { kRead, kWrite, kAtomic, kReduction, kVolatileRead, kVolatileWrite };
+constexpr bool writes(Kind kind) { return kind != Kind::kRead && kind != Kind::kVolatileRead; }
 
 enum class State : uint8_t { kReady, kInCollective, kAtBarrier, kEnded };
 
@@ -74,7 +73,8 @@ std::string format(const char* text, ...) __attribute__((format(printf, 1, 2)));
 // Checks an access of the running thread before it is made. `bytes_written`, where they are known.
 void check_access(const void* address, size_t bytes, Kind kind, bool aligned, const void* code,
                   const void* bytes_written = nullptr);
-void register_memory(void* begin, size_t bytes);
+enum class MemoryOf { kDevice, kHost };
+void register_memory(void* begin, size_t bytes, MemoryOf owner);
 bool is_allocated(const void* begin, size_t bytes);
 // Not the kernel's memory: the threads' stacks, and what they know of themselves.
 void set_untracked(const void* stack_memory, size_t stack_bytes, const void* all_threads,
@@ -111,5 +111,14 @@ struct Access {
 };
 void check_race(Histories& histories, size_t offset, const Access& access);
 void settle_write();  // before a thread's next access: was its last write a race?
+
+// counts.cpp; nothing of it is called unless `counting`
+extern bool counting;
+void begin_counted_launch(const char* kernel, unsigned blocks, unsigned num_threads);
+void begin_counted_block();
+void end_counted_launch();
+void count_access(uintptr_t at, size_t bytes, Kind kind, const void* code);  // of global memory
+void count_fill(const void* begin, size_t bytes);
+void count_sort();
 
 }  // namespace emulator

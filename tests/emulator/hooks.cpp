@@ -19,7 +19,7 @@ double flushed(double value) { return value; }
 
 template <class T>
 void add_all(T* to, const T* values, int count, const void* code) {
-  check_access(to, count * sizeof(T), Kind::kAtomic, true, code);
+  check_access(to, count * sizeof(T), Kind::kReduction, true, code);
   for (int i = 0; i < count; ++i) {
     to[i] = flushed(flushed(to[i]) + flushed(values[i]));
   }

@@ -38,6 +38,7 @@ struct Memory {
 };
 
 struct Allocation : Memory {
+  MemoryOf owner = MemoryOf::kDevice;
   Histories histories;  // once a kernel has accessed it
 };
 
@@ -145,7 +146,7 @@ struct GuardedAllocator final : c10::Allocator {
     if (bytes <= kMostFilled) {
       fill_never_written(begin, bytes);
     }
-    register_memory(begin, bytes);
+    register_memory(begin, bytes, MemoryOf::kDevice);
     return {begin, begin, &free_memory, cpu};
   }
   c10::DeleterFnPtr raw_deleter() const override { return &free_memory; }
@@ -184,11 +185,12 @@ void fill_never_written(void* begin, size_t bytes) {
   }
 }
 
-void register_memory(void* begin, size_t bytes) {
+void register_memory(void* begin, size_t bytes, MemoryOf owner) {
   const std::lock_guard<std::mutex> lock(mutex);
   Allocation& added = allocations[reinterpret_cast<uintptr_t>(begin)];
   added.begin = reinterpret_cast<uintptr_t>(begin);
   added.bytes = bytes;
+  added.owner = owner;
   ++changes;
 }
 
@@ -262,6 +264,7 @@ void check_access(const void* address, size_t bytes, Kind kind, bool aligned, co
   const char* const space = shared ? "shared" : "global";
   Histories* histories = nullptr;
   size_t offset = 0;
+  bool on_device = false;
   if (shared) {
     const unsigned place = self().block_of->place;
     offset = at - reinterpret_cast<uintptr_t>(shared_memory) - place * kSharedBytes;
@@ -272,6 +275,7 @@ void check_access(const void* address, size_t bytes, Kind kind, bool aligned, co
   } else if (Allocation* found = find_again(at); found && found->contains(at, bytes)) {
     histories = &histories_of(*found);
     offset = at - found->begin;
+    on_device = found->owner == MemoryOf::kDevice;
   }
   if (histories == nullptr) {
     stop(format("out of bounds (%s of %zu bytes): %s memory", verb, bytes, space), code);
@@ -285,6 +289,9 @@ void check_access(const void* address, size_t bytes, Kind kind, bool aligned, co
     report(format("never written (%zu bytes): %s memory is read", bytes, space), code);
   }
   check_race(*histories, offset, {address, bytes, kind, space, code, bytes_written});
+  if (counting && on_device) {
+    count_access(at, bytes, kind, code);
+  }
 }
 
 }  // namespace emulator

@@ -59,6 +59,9 @@ cudaError_t sort_pairs(void* workspace, size_t& bytes, uint32_t* const keys[2], 
     values[value_selector][i] = pairs[i].second;
     values[1 - value_selector][i] = 0xffffffff;
   }
+  if (counting) {
+    count_sort();
+  }
   return cudaSuccess;
 }
 
@@ -71,6 +74,9 @@ cudaError_t cudaMemsetAsync(void* begin, int value, size_t bytes, cudaStream_t /
     return emulator::invalid("out of bounds: cudaMemsetAsync");
   }
   std::memset(begin, value, bytes);
+  if (emulator::counting && bytes > 0) {
+    emulator::count_fill(begin, bytes);
+  }
   return cudaSuccess;
 }
 
@@ -79,7 +85,7 @@ cudaError_t cudaHostAlloc(void** begin, size_t bytes, unsigned /*flags*/) {
       (bytes + emulator::kHostAlignment - 1) / emulator::kHostAlignment * emulator::kHostAlignment;
   *begin = std::aligned_alloc(emulator::kHostAlignment, whole);
   emulator::fill_never_written(*begin, whole);
-  emulator::register_memory(*begin, bytes);
+  emulator::register_memory(*begin, bytes, emulator::MemoryOf::kHost);
   return cudaSuccess;
 }
 

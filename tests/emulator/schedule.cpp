@@ -89,6 +89,9 @@ void start_thread(Thread& thread, size_t place) {
 }
 
 void start_block(unsigned place, unsigned index, unsigned grid, unsigned num_threads) {
+  if (counting) {
+    begin_counted_block();
+  }
   Block& block = blocks[place];
   block = Block{};
   block.place = place;
@@ -181,6 +184,29 @@ std::vector<unsigned> order_of_blocks(unsigned grid) {
   return order;
 }
 
+// Until all have ended, or there is an error.
+void run_blocks(unsigned grid, unsigned num_threads) {
+  const unsigned resident = seed == 0 ? 1 : 1 + random_below(kMaxResident);
+  const auto order = order_of_blocks(grid);
+  size_t next = 0;
+  while (error.empty()) {
+    for (unsigned place = 0; place < resident && next < order.size(); ++place) {
+      if (blocks[place].running == 0) {
+        start_block(place, order[next++], grid, num_threads);
+      }
+    }
+    if (!ready.empty()) {
+      run(take_ready());
+    } else if (std::all_of(blocks, blocks + kMaxResident,
+                           [](const Block& block) { return block.running == 0; })) {
+      return;
+    } else {
+      error = describe_waiting() + " in " + running_kernel;
+      report(error, nullptr);
+    }
+  }
+}
+
 }  // namespace
 
 uint64_t random_below(uint64_t bound) {  // splitmix64
@@ -234,26 +260,18 @@ void launch(const char* kernel, unsigned grid, unsigned num_threads, size_t dyna
   if (grid == 0 || grid > INT32_MAX || num_threads == 0 || num_threads > kMaxThreads ||
       dynamic_shared != 0 || parameter_bytes > 4096) {
     error = format("invalid launch (%u blocks of %u threads) of %s", grid, num_threads, kernel);
+  } else if (counting && seed != 0) {
+    error = format("invalid launch of %s: only what runs in order (seed 0) is counted", kernel);
+  }
+  if (!error.empty()) {
     return report(error, nullptr);
   }
-  const unsigned resident = seed == 0 ? 1 : 1 + random_below(kMaxResident);
-  const auto order = order_of_blocks(grid);
-  size_t next = 0;
-  while (error.empty()) {
-    for (unsigned place = 0; place < resident && next < order.size(); ++place) {
-      if (blocks[place].running == 0) {
-        start_block(place, order[next++], grid, num_threads);
-      }
-    }
-    if (!ready.empty()) {
-      run(take_ready());
-    } else if (std::all_of(blocks, blocks + kMaxResident,
-                           [](const Block& block) { return block.running == 0; })) {
-      return;
-    } else {
-      error = describe_waiting() + " in " + kernel;
-      report(error, nullptr);
-    }
+  if (counting) {
+    begin_counted_launch(kernel, grid, num_threads);
+  }
+  run_blocks(grid, num_threads);
+  if (counting) {
+    end_counted_launch();
   }
 }
 

@@ -6,7 +6,6 @@ result need not be met for that: what is checked is whether it could have been.
 
 from __future__ import annotations
 
-import ctypes
 import re
 from collections.abc import Iterator
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tests.emulator import control
+from tests.emulator.control import call
 
 pytestmark = pytest.mark.emulated
 
@@ -26,23 +26,6 @@ def seed(request: pytest.FixtureRequest) -> Iterator[int]:
     """Every mistake is seen under every schedule."""
     control.set_seed(request.param)
     yield request.param
-
-
-def call(name: str, *arguments: Tensor | int | bool) -> list[str]:
-    """Launch a kernel of kernels/; what the device reports."""
-    control.take_reports()
-    function = getattr(ctypes.CDLL(str(control.FOLDER / "kernels.so")), f"launch_{name}")
-    function.argtypes = [
-        ctypes.c_void_p
-        if isinstance(argument, Tensor)
-        else ctypes.c_bool
-        if isinstance(argument, bool)
-        else ctypes.c_int
-        for argument in arguments
-    ]
-    function.restype = None
-    function(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
-    return control.take_reports()
 
 
 def assert_seen(reports: list[str], what: str, kernel: str) -> None:
