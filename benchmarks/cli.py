@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks.cases import DISTRIBUTIONS, Case
+from benchmarks.counts.report import KIND as COUNTS
+from benchmarks.counts.report import render as render_counts
 from benchmarks.formats import format_bytes, format_ratio, mean_ratio, unique
 from benchmarks.modes import DEFAULT_MODES, MODES, get_mode
 from benchmarks.options import MODELS, STEP, build_parser, build_report_parser, chosen_steps
@@ -73,7 +75,11 @@ def _choose_modes(options: argparse.Namespace, parser: argparse.ArgumentParser) 
 
 def _report_again(path: Path) -> list[Path]:
     text = path.read_text()
-    if json.loads(text).get("kind") == MODELS:
+    kind = json.loads(text).get("kind")
+    if kind == COUNTS:
+        path.with_suffix(".md").write_text(render_counts(json.loads(text)))
+        return [path.with_suffix(".md")]
+    if kind == MODELS:
         from benchmarks.model_report import ModelResults
 
         return ModelResults.from_json(text).write_report(path.parent)

@@ -16,6 +16,7 @@ pytest.importorskip("matplotlib", reason="the figures need the bench extra")
 
 from benchmarks import cli, model_report, model_zoo, models, readme
 from benchmarks.cases import Case
+from benchmarks.counts import report as counts_report
 from benchmarks.memory import measure_memory
 from benchmarks.providers import BASELINE, KEPT, SUBJECT
 from benchmarks.record import RESULTS_DIR, Measurement, Results
@@ -34,7 +35,10 @@ def committed() -> list[Path]:
 def test_committed_results_load_and_are_shown() -> None:
     for path in committed():
         text = path.read_text()
-        if json.loads(text).get("kind") == model_report.KIND:
+        kind = json.loads(text).get("kind")
+        if kind == counts_report.KIND:
+            assert counts_report.render(json.loads(text)) == path.with_suffix(".md").read_text()
+        elif kind == model_report.KIND:
             results = model_report.ModelResults.from_json(text)
             assert model_report.render(results).startswith("# Training steps of models")
         else:

@@ -1,0 +1,1 @@
+"""What the CUDA kernels ask of the memory, counted on an emulated device: not timed."""
