@@ -13,6 +13,7 @@ OUT ?= build/gpu-check
 TEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+COUNTS_ARGS ?=
 CUDA_CHECK_ARGS ?=
 MUTATIONS_ARGS ?=
 EMULATE_ARGS ?=
@@ -38,14 +39,14 @@ CXX_FILES = $(shell find csrc benchmarks tests/emulator -name '*.cpp' -o -name '
 # Two pips must not write to one environment.
 .NOTPARALLEL:
 .PHONY: help preflight build test test-models demo bench lint format sanitize mutations emulate \
-	cuda-check cuda-build dist-check gpu-check clean
+	counts cuda-check cuda-build dist-check gpu-check clean
 
 help:  ## list the targets
 	@echo 'Targets:'
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@echo 'Variables: PYTHON=$(PYTHON) VENV=$(VENV) (empty: use PYTHON as it is) TORCH=$(TORCH)'
-	@echo '  TEST_ARGS, DEMO_ARGS, BENCH_ARGS, CUDA_CHECK_ARGS, MUTATIONS_ARGS, EMULATE_ARGS,'
-	@echo '  SANITIZE_TESTS: passed on'
+	@echo '  TEST_ARGS, DEMO_ARGS, BENCH_ARGS, COUNTS_ARGS, CUDA_CHECK_ARGS, MUTATIONS_ARGS,'
+	@echo '  EMULATE_ARGS, SANITIZE_TESTS: passed on'
 	@echo '  CUDA_TORCH=$(CUDA_TORCH) CUDA_VENV (an existing environment for cuda-build) OUT=$(OUT)'
 
 preflight:
@@ -113,6 +114,9 @@ mutations: build $(call needs,test bench)  ## make mistakes in a copy: which doe
 
 emulate: $(call needs,build test)  ## run the CUDA kernels on a CPU; needs the headers of nvcc, no GPU
 	$(PY) tests/emulator/run.py $(EMULATE_ARGS)
+
+counts: $(call needs,build bench)  ## count what the CUDA kernels move, on that CPU; nothing is timed
+	$(PY) -m benchmarks.counts $(COUNTS_ARGS)
 
 cuda-check: $(call needs,build cuda-check)  ## compile and read every CUDA file; needs nvcc, no GPU
 	$(PY) tools/check_cuda.py $(CUDA_CHECK_ARGS)

@@ -23,6 +23,11 @@ HEADER = (
     "longest of reads",
     "adds",
 )
+WORST = f"""\
+## Worst by kernel
+
+Of rows of {WIDE_ROW} bytes and more. A kernel's own bytes are set against the call's ideal ones."""
+WORST_HEADER = ("kernel", "requested", "fetched", "longest chain", "longest of reads")
 RATIOS = ("requested_bytes", "fetched_bytes")
 LENGTHS = ("longest", "longest_reads")
 
@@ -30,18 +35,19 @@ Case = dict[str, Any]
 Launch = dict[str, Any]
 
 EXPLANATION = """\
-**Nothing here is a time.** The CUDA kernels ran on [a device that a CPU emulates]\
-(../../tests/emulator/README.md), which counts their accesses. It knows no caches, no latency and
-no occupancy, so that it cannot say which of two kernels is quicker; it can say which moves more
-bytes and which has the longer chain of accesses. [How it is counted]\
-(../README.md#counts-without-a-gpu).
+**Nothing here is a time.** The CUDA kernels ran on
+[a device that a CPU emulates](../../tests/emulator/README.md), which counts their accesses. It
+knows no caches, no latency and no occupancy, so it cannot say which of two kernels is quicker, only
+which moves more bytes and which has the longer chain of accesses:
+[how it is counted](../README.md#counts-without-a-gpu).
 
 - **ideal**: the bytes that this way of doing it has to read and write once.
 - **launches**: kernels and fills. **sorts**: CUB's, several launches each; their bytes are not
   counted. Neither are operators of torch, of which a sparse gradient takes some.
 - **blocks**: of the kernel with the fewest, and of that with the most.
 - **requested**, **fetched**: bytes over the ideal ones. Requested: the sectors of 32 bytes that
-  each instruction of each warp touches; fetched: the same, but what a block reads again is free.
+  each instruction of each warp touches; fetched: the same, but what a block reads again is free,
+  so that it is below 1 where a block looks up one row twice.
 - **longest chain**: the most accesses of global memory that one thread makes in a kernel, and
   **of reads** those alone whose result it has to wait for.
 - **adds**: atomic operations that threads have sent, a vector being one.
@@ -92,8 +98,8 @@ def _only(case: Case, kernel: str) -> Case:
     return {**case, "launches": own}
 
 
-def worst_by_kernel(cases: Sequence[Case]) -> str:
-    """What each kernel does at its worst, of rows that are not narrow."""
+def worst_by_kernel(cases: Sequence[Case]) -> list[list[str]]:
+    """What each kernel does at its worst, of rows that are not narrow: a line each."""
     wide = [case for case in cases if case["row_bytes"] >= WIDE_ROW]
     names = {launch["kernel"] for case in wide for launch in case["launches"]}
     rows = []
@@ -107,13 +113,7 @@ def worst_by_kernel(cases: Sequence[Case]) -> str:
             length, where = _worst(own, partial(chain, what=what))
             row.append(f"{length:,} in `{where}`")
         rows.append(row)
-    header = ["kernel", "requested", "fetched", "longest chain", "longest of reads"]
-    return markdown_table(header, rows)
-
-
-def _differing(cases: Sequence[Case], others: Sequence[Case]) -> list[list[str]]:
-    known = [call_row(case) for case in others]
-    return [row for row in map(call_row, cases) if row not in known]
+    return rows
 
 
 def _environment(results: dict[str, Any]) -> str:
@@ -126,29 +126,34 @@ def _environment(results: dict[str, Any]) -> str:
     )
 
 
-def render(results: dict[str, Any]) -> str:
-    first, *others = results["counts"]
-    cases = results["counts"][first]
-    parts = [
-        "# Counted on an emulated CUDA device, not timed",
-        _environment(results),
-        EXPLANATION,
-        f"## Each call, {first}",
-    ]
+def _tables(cases: Sequence[Case]) -> list[str]:
+    parts = ["## Each call"]
     for op in unique(op_of(case) for case in cases):
         rows = [call_row(case) for case in cases if op_of(case) == op]
         parts += [f"### {op}", markdown_table(HEADER, rows)]
-    for arch in others:
-        rows = _differing(results["counts"][arch], cases)
-        parts += [
-            f"## Each call, {arch}: where it differs from {first}",
-            markdown_table(HEADER, rows) if rows else "Nowhere.",
-        ]
-    for arch in results["counts"]:
-        parts += [
-            f"## Worst by kernel, {arch}",
-            f"Of rows of {WIDE_ROW} bytes and more; the bytes are those of one kernel over the "
-            "whole call's ideal ones.",
-            worst_by_kernel(results["counts"][arch]),
-        ]
+    return [*parts, WORST, markdown_table(WORST_HEADER, worst_by_kernel(cases))]
+
+
+def _differences(arch: str, cases: Sequence[Case], first: Sequence[Case]) -> list[str]:
+    """What an architecture's tables would say that the first one's do not."""
+    title = f"## What differs on {arch}"
+    known = [call_row(case) for case in first]
+    calls = [row for row in map(call_row, cases) if row not in known]
+    if not calls:
+        return [title, "Nothing."]
+    known = worst_by_kernel(first)
+    worst = [row for row in worst_by_kernel(cases) if row not in known]
+    return [title, markdown_table(HEADER, calls), markdown_table(WORST_HEADER, worst)]
+
+
+def render(results: dict[str, Any]) -> str:
+    (first, cases), *others = results["counts"].items()
+    parts = [
+        "# Counted on an emulated CUDA device, not timed",
+        f"{_environment(results)} Code for {first}, but in the last section.",
+        EXPLANATION,
+        *_tables(cases),
+    ]
+    for arch, own in others:
+        parts += _differences(arch, own, cases)
     return "\n\n".join(parts) + "\n"
