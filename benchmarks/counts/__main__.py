@@ -82,7 +82,7 @@ def main(arguments: Sequence[str]) -> int:
                 results["counts"][arch].append(case)
     options.results_dir.mkdir(parents=True, exist_ok=True)
     path = options.results_dir / f"{options.out}.json"
-    path.write_text(json.dumps(results, indent=None, separators=(",", ":")) + "\n")
+    path.write_text(json.dumps(results, separators=(",", ":")) + "\n")
     path.with_suffix(".md").write_text(render(results))
     print(f"wrote {path.name} and {path.with_suffix('.md').name} in {path.parent.name}")
     return 0

@@ -59,14 +59,27 @@ def test_all_lanes_at_one_address() -> None:
     assert launch.written_sectors == 2 * 8
 
 
+def test_another_instruction_asks_again() -> None:
+    launch = count("read_twice", numbers(64), numbers(64))
+    assert launch.read_sectors == 2 * 8
+    assert launch.sectors_read_by_block == launch.unique_read_sectors == 8
+    assert (launch.longest, launch.longest_reads) == (3, 2)
+
+
+def test_accesses_of_several_sectors() -> None:
+    launch = count("read_large", numbers(1024), numbers(1024))
+    assert launch.read_sectors == launch.written_sectors == 2 * 64
+    assert (launch.longest, launch.longest_reads) == (2, 1)
+
+
 def test_a_chain_of_reads() -> None:
     steps, following = 10, torch.arange(64, dtype=torch.int32).add(8).remainder(64)
-    launch = count("read_chain", following.clone(), following, steps)
+    launch = count("read_chain", torch.zeros(128, dtype=torch.int32), following, steps)
     assert (launch.longest, launch.longest_reads) == (steps + 1, steps)
-    # A warp of the two goes round, by 4 whole sectors each time.
-    assert launch.read_sectors == 4 * steps
-    assert launch.sectors_read_by_block == 8
-    assert launch.written_sectors == 8
+    assert launch.read_sectors == 2 * 2 * steps  # a warp of each block goes on by 2 sectors
+    assert launch.sectors_read_by_block == 2 * 8
+    assert launch.unique_read_sectors == 8
+    assert launch.written_sectors == 2 * 8
 
 
 def test_vectors_are_one_access() -> None:

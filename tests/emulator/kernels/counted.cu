@@ -19,15 +19,27 @@ __global__ void read_strided(float* out, const float* in) {
 // One sector for the whole warp.
 __global__ void read_one(float* out, const float* in) { out[threadIdx.x] = *in; }
 
-// Half of the lanes go round the loop, each after its own next element.
+// The same sectors by two instructions.
+__global__ void read_twice(float* out, const float* in) {
+  out[threadIdx.x] = __ldg(in + threadIdx.x) - __ldg(in + (threadIdx.x ^ 1));
+}
+
+// Two sectors a lane.
+struct Large {
+  int values[16];
+};
+__global__ void read_large(Large* out, const Large* in) { out[threadIdx.x] = in[threadIdx.x]; }
+
+// In the first block 16 lanes go round the loop, in the second 32, of which two and two go the same
+// way, each lane after its own next element.
 __global__ void read_chain(int* out, const int* next, int steps) {
-  int at = static_cast<int>(threadIdx.x);
-  if (at < kThreads / 2) {
+  int at = static_cast<int>(threadIdx.x) % 16;
+  if (threadIdx.x < 16 * (blockIdx.x + 1)) {
     for (int i = 0; i < steps; ++i) {
       at = next[at];
     }
   }
-  out[threadIdx.x] = at;
+  out[blockIdx.x * kThreads + threadIdx.x] = at;
 }
 
 // 16 bytes a lane, in one instruction.
@@ -78,8 +90,16 @@ CALLED_FROM_TESTS void launch_read_one(float* out, const float* in) {
   read_one<<<2, kThreads, 0, nullptr>>>(out, in);
 }
 
+CALLED_FROM_TESTS void launch_read_twice(float* out, const float* in) {
+  read_twice<<<1, kThreads, 0, nullptr>>>(out, in);
+}
+
+CALLED_FROM_TESTS void launch_read_large(Large* out, const Large* in) {
+  read_large<<<1, kThreads, 0, nullptr>>>(out, in);
+}
+
 CALLED_FROM_TESTS void launch_read_chain(int* out, const int* next, int steps) {
-  read_chain<<<1, kThreads, 0, nullptr>>>(out, next, steps);
+  read_chain<<<2, kThreads, 0, nullptr>>>(out, next, steps);
 }
 
 CALLED_FROM_TESTS void launch_read_vectors(float* out, const float* in) {

@@ -5,5 +5,6 @@
 
 #include <cstdint>
 
-// Each kernel takes `wrong`: with it, it makes its mistake, and without it it is right.
+// Each kernel but those of counted.cu takes `wrong`: with it, it makes its mistake, and without it
+// it is right.
 #define CALLED_FROM_TESTS extern "C" __attribute__((visibility("default")))
