@@ -78,6 +78,13 @@ def test_cases_are_chosen_by_patterns() -> None:
         counts.parse(["--cases", "no such case"])
 
 
+def test_some_of_the_cases_do_not_replace_the_results_of_all() -> None:
+    assert counts.parse([]).out == counts.NAME
+    assert counts.parse(["--cases", "renorm"]).out is None
+    assert counts.parse(["--arch", "sm_90"]).out is None
+    assert counts.parse(["--arch", "sm_90", "--out", "mine"]).out == "mine"
+
+
 def launch(kernel: str, moved: int, longest: int = 0, blocks: int = 0) -> dict[str, Any]:
     return {
         "kernel": kernel,

@@ -1,7 +1,8 @@
 """Count what the CUDA kernels ask of the memory, on an emulated device, and write a table of it.
 
-python -m benchmarks.counts                        # all cases, on sm_90 and sm_80
-python -m benchmarks.counts --cases dense --arch sm_90 --out few --results-dir somewhere
+python -m benchmarks.counts                             # all cases, on sm_90 and sm_80
+python -m benchmarks.counts --cases dense --arch sm_90  # some: the table is printed
+python -m benchmarks.counts --cases dense --out dense   # unless it gets a name of its own
 
 Nothing is timed. It needs what `make emulate` needs: g++ on x86-64 Linux, and the headers of a CUDA
 toolkit.
@@ -25,6 +26,7 @@ from benchmarks.progress import progress_bar
 from benchmarks.record import RESULTS_DIR
 
 ARCHS = ("sm_90", "sm_80")
+NAME = "counts-emulated"
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -32,12 +34,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--cases", nargs="+", default=[], metavar="PATTERN")
     parser.add_argument("--arch", nargs="+", default=list(ARCHS), choices=ARCHS)
-    parser.add_argument("--out", default="counts-emulated", help="the name of the results")
+    parser.add_argument("--out", help=f"the name of the results; of all of them {NAME}")
     parser.add_argument("--results-dir", type=Path, default=RESULTS_DIR)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args(arguments)
     if not select(options.cases):
         parser.error("no case matches --cases")
+    if not options.cases and set(options.arch) == set(ARCHS):
+        options.out = options.out or NAME
     return options
 
 
@@ -63,6 +67,14 @@ def compiler() -> str:
     return text.splitlines()[0]
 
 
+def write(results: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, separators=(",", ":")) + "\n")
+    table = path.with_suffix(".md")
+    table.write_text(render(results))
+    print(f"wrote {path.name} and {table.name} in {path.parent.name}")
+
+
 def main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
     build = [sys.executable, str(ROOT / "tests" / "emulator" / "build.py")]
@@ -80,11 +92,10 @@ def main(arguments: Sequence[str]) -> int:
                 bar.set_description(f"{arch} {case['name']}")
                 bar.update()
                 results["counts"][arch].append(case)
-    options.results_dir.mkdir(parents=True, exist_ok=True)
-    path = options.results_dir / f"{options.out}.json"
-    path.write_text(json.dumps(results, separators=(",", ":")) + "\n")
-    path.with_suffix(".md").write_text(render(results))
-    print(f"wrote {path.name} and {path.with_suffix('.md').name} in {path.parent.name}")
+    if options.out is None:
+        print(render(results))
+    else:
+        write(results, options.results_dir / f"{options.out}.json")
     return 0
 
 

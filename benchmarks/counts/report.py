@@ -150,7 +150,7 @@ def render(results: dict[str, Any]) -> str:
     (first, cases), *others = results["counts"].items()
     parts = [
         "# Counted on an emulated CUDA device, not timed",
-        f"{_environment(results)} Code for {first}, but in the last section.",
+        f"{_environment(results)} Code for {first}{'; others at the end' if others else ''}.",
         EXPLANATION,
         *_tables(cases),
     ]

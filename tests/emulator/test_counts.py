@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 
 import embed_ext
+from benchmarks.cases import Case
+from benchmarks.counts.cases import CASES, GRAD_ADD, PERMUTATION, CountedCase
+from benchmarks.counts.emulated import count as count_case
 from tests.emulator import control
 from tests.emulator.counts import FILL, SORT, LaunchCounts, counted
 
@@ -135,6 +138,17 @@ def test_fills_and_sorts_are_launches() -> None:
     with counted() as launches:
         ops.embedding_renorm_(torch.ones(50, 8), indices, 1.0, 2.0)
     assert [launch.kernel for launch in launches].count(SORT) == 1
+
+
+@pytest.mark.parametrize("op", list(dict.fromkeys(case.op for case in CASES)))
+def test_no_op_asks_for_less_than_the_ideal(op: str) -> None:
+    """Where no row is named twice and all begin with a sector."""
+    dtype = "bfloat16" if op == GRAD_ADD else "float32"
+    case = CountedCase(op, Case(50, 64, 40, PERMUTATION, dtype))
+    counts = count_case(case)
+    assert counts["name"] == case.name and counts["launches"]
+    requested = sum(launch["requested_bytes"] for launch in counts["launches"])
+    assert requested >= counts["ideal_bytes"] > 0
 
 
 def test_nothing_is_counted_outside() -> None:
