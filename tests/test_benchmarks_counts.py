@@ -102,7 +102,7 @@ def case_of(name: str, *launches: dict[str, Any], row_bytes: int = 256) -> dict[
         "name": name,
         "row_bytes": row_bytes,
         "ideal_bytes": 1000,
-        "sorts": 1,
+        "of_library": 1,
         "launches": list(launches),
     }
 

@@ -137,13 +137,13 @@ def test_an_expectation_holds_for_its_architectures_and_kernels() -> None:
 @pytest.mark.parametrize(
     ("name", "fits"),
     [
-        ("sum_chunks<float, 4, 0>", True),
-        ("sum_chunks<__nv_bfloat16, 8, 1>", True),
-        ("sum_chunks<8, 1, SegmentTask<__nv_bfloat16, float> >", True),
-        ("sum_chunks<__nv_bfloat16, 4, 1>", False),
-        ("write_short_rows<double, 2>", True),
-        ("write_long_rows<__half, 8>", True),
-        ("scatter_add<float, 4, long>", False),
+        ("sum_tokens<ColumnsTag<4, 1>, float, float>", True),
+        ("sum_tokens<ColumnsTag<8, 1>, __nv_bfloat16, __nv_bfloat16>", True),
+        ("sum_tokens<ColumnsTag<2, 1>, double, double>", True),
+        ("sum_tokens<ColumnsTag<4, 1>, __nv_bfloat16, float>", False),
+        ("sum_tokens<ColumnsTag<1, 4>, float, float>", False),
+        ("finish_rows<ColumnsTag<4, 1>, float, float>", False),
+        ("scatter_add<ColumnsTag<4, 1>, float, float, long>", False),
     ],
 )
 def test_names_tell_which_kernels_load_16_bytes(name: str, fits: bool) -> None:
@@ -153,10 +153,10 @@ def test_names_tell_which_kernels_load_16_bytes(name: str, fits: bool) -> None:
 
 def test_a_signature_says_what_is_read_and_written() -> None:
     for name, meaning in {
-        "scatter_add<__nv_bfloat16, float, 8, int>": "scatter_add __nv_bfloat16x8 floatx8",
-        "scatter_add<double, 2, long>": "scatter_add doublex2 doublex2",
+        "sum_tokens<ColumnsTag<8, 1>, __nv_bfloat16, float>": "sum_tokens __nv_bfloat16x8 floatx8",
+        "scatter_add<ColumnsTag<2, 1>, double, double, long>": "scatter_add doublex2 doublex2",
         "gather_long_rows<uint4, unsigned char>": "gather_long_rows uint4 uint4",
-        "find_offsets": "find_offsets  ",
+        "make_entries": "make_entries  ",
     }.items():
         assert disassembly.signature(name) == meaning
 

@@ -61,10 +61,10 @@ class Expectation:
 OURS = r"(?!cub::)"
 LOADS_16 = r" (floatx4|doublex2|__halfx8|__nv_bfloat16x8)\b"  # what a lane reads at a time
 GATHER_16 = r"gather_(short|long)_rows uint4\b"
-SCATTER_16 = "scatter_add(?! double)" + LOADS_16
+SCATTER_16 = r"scatter_add floatx4\b"
 SCATTER_FLOATS = r"scatter_add \w+ floatx"
-SEGMENTS_16 = r"(sum_chunks|write_short_rows|write_long_rows)" + LOADS_16
-FEW_16 = "sum_few(?! double)" + LOADS_16
+SEGMENTS_16 = "sum_tokens" + LOADS_16
+FINISH_16 = "finish_rows" + LOADS_16
 LOAD_16 = r"LDG\.E\.128\.CONSTANT"
 STORE_16 = r"STG\.E\.128"
 
@@ -74,28 +74,26 @@ EXPECTATIONS = (
     # that the compiler makes of an atomic that the hardware lacks.
     Expectation(OURS, r"ATOMG?\.", most=1),
     Expectation(OURS, r"ATOMG?\.(?!E\.CAS\.)", most=0),
-    Expectation(
-        r"(sum_chunks|write_|find_offsets|clear_vectors|renorm_rows)", r"ATOM|REDG?\.", most=0
-    ),
+    Expectation(r"(sum_tokens|finish_rows|clear_vectors|renorm_rows)", r"ATOM|REDG?\.", most=0),
     # Forward: four loads, then four stores.
     Expectation(GATHER_16, LOAD_16, least=4, in_flight=4),
     Expectation(GATHER_16, STORE_16, least=4),
-    # Backward by atomic adds: four loads, then reductions as wide as the hardware has them.
-    Expectation(SCATTER_16, LOAD_16, least=4, in_flight=4),
-    # For sm_90 the compiler holds the fourth back.
-    Expectation("scatter_add doublex2", LOAD_16, least=4, in_flight=3),
-    Expectation(SCATTER_FLOATS + "[48]", r"REDG\.E\.ADD\.F32x4\.", least=1, since=90),
-    Expectation(SCATTER_FLOATS + "[48]", r"REDG?\.E\.ADD\.F32\.", most=0, since=90),
+    # Backward by atomic adds: four loads, then reductions as wide as the hardware has them. Where
+    # it has none of vectors, a lane's columns are apart, and its loads are as narrow as its adds.
+    Expectation(SCATTER_16, LOAD_16, least=4, in_flight=4, since=90),
+    Expectation(SCATTER_16, r"LDG\.E\.CONSTANT", least=16, in_flight=16, before=90),
+    Expectation(SCATTER_FLOATS + "4", r"REDG\.E\.ADD\.F32x4\.", least=1, since=90),
+    Expectation(SCATTER_FLOATS + "4", r"REDG?\.E\.ADD\.F32\.", most=0, since=90),
     Expectation(SCATTER_FLOATS + "2", r"REDG\.E\.ADD\.F32x2\.", least=1, since=90),
-    Expectation(SCATTER_FLOATS + "[48]", r"RED\.E\.ADD\.F32\.", least=4, before=90),
+    Expectation(SCATTER_FLOATS + "4", r"RED\.E\.ADD\.F32\.", least=4, before=90),
+    # Of doubles the compiler holds the last two back.
+    Expectation(r"scatter_add \w+ doublex2", r"LDG\.E\.64\.CONSTANT", least=8, in_flight=6),
     Expectation(r"scatter_add \w+ doublex2", r"REDG?\.E\.ADD\.F64\.", least=2),
-    # Backward in order: by segments, and of few tokens, where the fourth is held back too.
+    # Backward in order.
     Expectation(SEGMENTS_16, LOAD_16, least=4, in_flight=4),
     Expectation(SEGMENTS_16, STORE_16, least=1),
-    Expectation(FEW_16, LOAD_16, least=4, in_flight=3),
-    Expectation(FEW_16, STORE_16, least=1),
-    Expectation("sum_few doublex2", LOAD_16, least=4, in_flight=2),
-    Expectation("sum_few doublex2", STORE_16, least=1),
+    Expectation(FINISH_16, LOAD_16, least=4, in_flight=4),
+    Expectation(FINISH_16, STORE_16, least=1),
     # A kept gradient's rows.
     Expectation(r"clear_vectors uint4\b", STORE_16, least=1, most=1),
 )
@@ -105,7 +103,7 @@ def signature(name: str) -> str:
     """What a kernel's template arguments mean, in whatever order it has them.
 
     That is, the types that are read and written, and how many at a time: for
-    ``scatter_add<__nv_bfloat16, float, 8, int>``, ``scatter_add __nv_bfloat16x8 floatx8``.
+    ``sum_tokens<ColumnsTag<8, 1>, __nv_bfloat16, float>``, ``sum_tokens __nv_bfloat16x8 floatx8``.
     """
     kernel, _, arguments = name.partition("<")
     types = re.findall(r"\b(?:float|double|__half|__nv_bfloat16|uint\w*)\b", arguments) or [""]

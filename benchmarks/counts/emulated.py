@@ -16,7 +16,7 @@ import torch
 from benchmarks.counts.cases import DETERMINISTIC, CountedCase, select
 from tests.common import EMULATED
 from tests.emulator import control
-from tests.emulator.counts import SORT, LaunchCounts, counted
+from tests.emulator.counts import LaunchCounts, counted
 
 
 def figures(launch: LaunchCounts) -> dict[str, Any]:
@@ -42,8 +42,8 @@ def count(case: CountedCase) -> dict[str, Any]:
         "name": case.name,
         "row_bytes": case.row_bytes,
         "ideal_bytes": case.ideal_bytes(indices),
-        "sorts": sum(launch.kernel == SORT for launch in launches),
-        "launches": [figures(launch) for launch in launches if launch.kernel != SORT],
+        "of_library": sum(launch.is_library for launch in launches),
+        "launches": [figures(launch) for launch in launches if not launch.is_library],
     }
 
 

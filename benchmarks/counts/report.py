@@ -15,7 +15,7 @@ HEADER = (
     "case",
     "ideal",
     "launches",
-    "sorts",
+    "CUB's",
     "blocks",
     "requested",
     "fetched",
@@ -42,8 +42,8 @@ which moves more bytes and which has the longer chain of accesses:
 [how it is counted](../README.md#counts-without-a-gpu).
 
 - **ideal**: the bytes that this way of doing it has to read and write once.
-- **launches**: kernels and fills. **sorts**: CUB's, several launches each; their bytes are not
-  counted. Neither are operators of torch, of which a sparse gradient takes some.
+- **launches**: kernels and fills. **CUB's**: its sorts and scans, several launches each; their
+  bytes are not counted. Neither are operators of torch, of which a sparse gradient takes some.
 - **blocks**: of the kernel with the fewest, and of that with the most.
 - **requested**, **fetched**: bytes over the ideal ones. Requested: the sectors of 32 bytes that
   each instruction of each warp touches; fetched: the same, but what a block reads again is free,
@@ -79,7 +79,7 @@ def call_row(case: Case) -> list[str]:
         f"`{case['name']}`",
         format_bytes(case["ideal_bytes"]),
         str(len(launches)),
-        str(case["sorts"]),
+        str(case["of_library"]),
         " / ".join(f"{count:,}" for count in sorted({min(blocks), max(blocks)})),
         *(f"{over_ideal(case, what):.2f}" for what in RATIOS),
         *(f"{(launch := longest(case, what))[what]:,} in `{launch['kernel']}`" for what in LENGTHS),

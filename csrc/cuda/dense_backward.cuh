@@ -8,6 +8,7 @@
 #include "../dense_gradient.h"
 #include "group_by_row.cuh"
 #include "index_errors.cuh"
+#include "row_notes.cuh"
 
 namespace embed_ext::cuda {
 
@@ -30,14 +31,12 @@ struct DenseBackwardTask {
 // Atomic adds, after a fill with zeros where that is needed. `out` is float32 or float64.
 void add_atomically(const DenseBackwardTask& task, const IndexErrors& errors, cudaStream_t stream);
 
-// Without a sort, for N <= kFewTokens. The same bits on every run.
-void add_few(const DenseBackwardTask& task, const IndexErrors& errors, cudaStream_t stream);
-
 // Sorts, then writes each row once. The same bits on every run.
 void add_segments(const DenseBackwardTask& task, const IndexErrors& errors, cudaStream_t stream);
 
-// The same for tokens that are sorted already, by the rows of `out`.
-void add_segments(const DenseBackwardTask& task, const RowGroups& groups, cudaStream_t stream);
+// The same for tokens that are sorted already, by the rows of `out`, all of which are in use.
+void add_segments(const DenseBackwardTask& task, const RowGroups& groups, const RowNotes& notes,
+                  cudaStream_t stream);
 
 // The table that `table_of` returns once everything is checked that is checked beforehand, with the
 // gradient in it. `task` has passed check_grad(); grad_output is of a real dtype.

@@ -13,13 +13,13 @@
 
 #include "dense_backward.cuh"
 #include "dispatch.cuh"
+#include "lane_columns.cuh"
 #include "launch_math.h"
 #include "vector.cuh"
 
 namespace embed_ext::cuda {
 namespace {
 
-constexpr unsigned kFullWarp = 0xffffffffu;
 constexpr int kInFlight = 4;  // gradient rows that a lane is waiting for at once
 constexpr int64_t kNoRow = -1;
 
@@ -51,32 +51,40 @@ __device__ void reduce(double* target, double value) {
                : "memory");
 }
 
-// target[0..kCount) += value. Vectors of floats are one transaction where the hardware has it.
+// Whether neighbouring values of the type are added by one instruction.
+#if __CUDA_ARCH__ >= 900
+template <class T>
+constexpr bool kAddsVectors = std::is_same_v<T, float>;
+#else
+template <class T>
+constexpr bool kAddsVectors = false;
+#endif
+
+// target[0..kCount) += value, which is one transaction.
 template <class T, int kCount>
 __device__ void atomic_add(T* target, const Packed<T, kCount>& value) {
   const T* v = value.values;
-#if __CUDA_ARCH__ >= 900
-  constexpr bool kHasVectors = std::is_same_v<T, float>;
-#else
-  constexpr bool kHasVectors = false;
-#endif
-  if constexpr (kHasVectors && kCount == 4) {
+  if constexpr (kAddsVectors<T> && kCount == 4) {
     asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};"
                  :
                  : "l"(__cvta_generic_to_global(target)), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3])
                  : "memory");
-  } else if constexpr (kHasVectors && kCount == 2) {
+  } else if constexpr (kAddsVectors<T> && kCount == 2) {
     asm volatile("red.relaxed.gpu.global.add.v2.f32 [%0], {%1, %2};"
                  :
                  : "l"(__cvta_generic_to_global(target)), "f"(v[0]), "f"(v[1])
                  : "memory");
   } else {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      reduce(target + i, v[i]);
-    }
+    static_assert(kCount == 1, "an instruction a value");
+    reduce(target, v[0]);
   }
 }
+
+// The columns that a lane loads and adds: vectors only where these can be added as such. Else
+// neighbouring lanes have neighbouring columns, and what a warp adds at once is one piece.
+template <class Tag, class T>
+using AddedColumns = std::conditional_t<kAddsVectors<T>, LaneColumns<Tag::kWidth, Tag::kVectors>,
+                                        LaneColumns<1, Tag::kWidth * Tag::kVectors>>;
 
 // The lane whose token comes this lane's number of places from the start, once tokens of equal rows
 // stand together. All lanes of the warp take part. `order` is the warp's own 32 bytes.
@@ -119,32 +127,32 @@ __device__ bool fold_groups(Packed<T, kCount>& sum, int64_t row, int lane, int l
   return begins;
 }
 
-// A warp owns (32 neighbouring tokens, one chunk of the columns). Its lanes first read and order
-// the 32 indices. Then each group of `lanes` lanes walks `lanes` tokens of that order, a lane
-// adding up one vector of kCount columns: a row of 64 bytes occupies 4 lanes, and 8 groups work at
-// once. What a row has in several groups is folded, all but what the last of them begins with: that
-// gets an add of its own if another row follows in the group.
-template <class In, class Out, int kCount, class Index>
+// A warp owns (tile_tokens neighbouring tokens, at most 32; one chunk of the columns). Its lanes
+// first read and order the indices. Then each group of `lanes` lanes walks `lanes` tokens of that
+// order, a lane adding up its piece of the columns: a row of 64 bytes occupies 4 lanes, and 8
+// groups work at once. What a row has in several groups is folded, all but what the last of them
+// begins with: that gets an add of its own if another row follows in the group.
+template <class Tag, class In, class Out, class Index>
 __global__ void __launch_bounds__(kBlockThreads)
-    scatter_add(ScatterTask<In, Out, Index> task, int lanes, Divider row_chunks,
+    scatter_add(ScatterTask<In, Out, Index> task, int tile_tokens, int lanes, Divider row_chunks,
                 IndexErrors errors) {
+  using Columns = AddedColumns<Tag, Out>;
   __shared__ uint8_t orders[kBlockWarps][kWarpSize];
   const int warp = threadIdx.x / kWarpSize;
   const int lane = threadIdx.x % kWarpSize;
   const int lane_in_group = lane & (lanes - 1);
   const int group_start = lane - lane_in_group;
-  const int64_t item = int64_t{blockIdx.x} * kBlockWarps + warp;
+  const int64_t item = int64_t{blockIdx.x} * (blockDim.x / kWarpSize) + warp;
   const int64_t tile = row_chunks.quotient(item);
-  if (tile >= ceil_div(task.num_indices, kWarpSize)) {
+  if (tile >= ceil_div(task.num_indices, tile_tokens)) {
     return;
   }
   const int64_t chunk = item - tile * row_chunks.divisor();
-  const int64_t first_token = tile * kWarpSize;
-  const int64_t column = (chunk * lanes + lane_in_group) * kCount;
-  const bool has_column = column < task.width;
+  const int64_t first_token = tile * tile_tokens;
+  const Columns columns(chunk, lanes, lane_in_group, task.width);
 
   int64_t row = kNoRow;
-  if (first_token + lane < task.num_indices) {
+  if (lane < tile_tokens && first_token + lane < task.num_indices) {
     const auto index = static_cast<int64_t>(__ldg(task.indices + first_token + lane));
     if (!errors.is_good(index)) {
       if (chunk == 0) {
@@ -157,16 +165,18 @@ __global__ void __launch_bounds__(kBlockThreads)
   const int ordered_lane = lane_in_row_order(row, lane, orders[warp]);
   const int64_t ordered_row = __shfl_sync(kFullWarp, row, ordered_lane);
 
-  Packed<Out, kCount> sum{};
+  Packed<Out, Columns::kCount> sum{};
   int64_t sum_row = kNoRow;
   const auto flush = [&] {
-    if (sum_row != kNoRow && has_column) {
-      atomic_add(task.out + sum_row * task.out_stride + column, sum);
+    if (sum_row != kNoRow) {
+      Out* const target = task.out + sum_row * task.out_stride;
+      columns.for_each(
+          [&](int v, int64_t column) { atomic_add(target + column, Columns::part(sum, v)); });
     }
   };
   for (int k = 0; k < lanes; k += kInFlight) {
     int64_t token_row[kInFlight];
-    Packed<In, kCount> value[kInFlight];
+    Packed<In, Columns::kCount> value[kInFlight];
 #pragma unroll
     for (int u = 0; u < kInFlight; ++u) {
       const int from = group_start + min(k + u, lanes - 1);
@@ -175,10 +185,8 @@ __global__ void __launch_bounds__(kBlockThreads)
       if (k + u >= lanes) {
         token_row[u] = kNoRow;
       }
-      value[u] = Packed<In, kCount>{};
-      if (token_row[u] != kNoRow && has_column) {
-        value[u] = load<In, kCount>(task.grad + (first_token + token) * task.grad_stride + column);
-      }
+      value[u] = columns.load_if(token_row[u] != kNoRow,
+                                 task.grad + (first_token + token) * task.grad_stride);
     }
 #pragma unroll
     for (int u = 0; u < kInFlight; ++u) {
@@ -195,13 +203,13 @@ __global__ void __launch_bounds__(kBlockThreads)
   }
 }
 
-template <int kCount, class In, class Out, class Index>
-void launch_scatter(const ScatterTask<In, Out, Index>& task, const IndexErrors& errors,
-                    cudaStream_t stream) {
-  const auto share = lanes_for_row(task.width / kCount);
-  const int64_t items = ceil_div(task.num_indices, kWarpSize) * share.chunks;
-  scatter_add<In, Out, kCount><<<grid_blocks(items, kBlockWarps), kBlockThreads, 0, stream>>>(
-      task, share.lanes, Divider(share.chunks), errors);
+template <class Tag, class In, class Out, class Index>
+void launch_scatter(const ScatterTask<In, Out, Index>& task, const RowLanes& share,
+                    const IndexErrors& errors, cudaStream_t stream) {
+  const auto cut = scatter_cut(task.num_indices, share.chunks);
+  const int64_t items = ceil_div(task.num_indices, cut.tile_tokens) * share.chunks;
+  scatter_add<Tag><<<grid_blocks(items, cut.threads / kWarpSize), cut.threads, 0, stream>>>(
+      task, cut.tile_tokens, share.lanes, Divider(share.chunks), errors);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
@@ -218,13 +226,10 @@ void scatter(const DenseBackwardTask& task, const Index* indices, const IndexErr
                                         task.grad.size(1)};
   const auto elements = vector_elements({sizeof(In), address(raw.grad), raw.grad_stride},
                                         {sizeof(Out), address(raw.out), raw.out_stride}, raw.width);
-  if (sizeof(Out) == 4 && elements == 4) {
-    launch_scatter<sizeof(Out) == 4 ? 4 : 2>(raw, errors, stream);
-  } else if (elements >= 2) {
-    launch_scatter<2>(raw, errors, stream);
-  } else {
-    launch_scatter<1>(raw, errors, stream);
-  }
+  constexpr int kMost = kMaxVectorBytes / static_cast<int>(sizeof(Out));
+  with_lane_columns<kMost>(elements, raw.width, [&](auto tag, const RowLanes& share) {
+    launch_scatter<decltype(tag)>(raw, share, errors, stream);
+  });
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Which of the three dense backward algorithms a call runs. Plain C++, tested on the CPU.
+// Which of the two dense backward algorithms a call runs. Plain C++, tested on the CPU.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,6 @@ namespace embed_ext::cuda {
 
 enum class DenseBackward {
   kAtomic,    // fill with zeros, then add every token's row with atomic adds
-  kFew,       // fill with zeros, then the first token of each row adds up the others; deterministic
   kSegments,  // sort tokens by row, then write every row of the table once; deterministic
 };
 
@@ -23,17 +22,13 @@ struct DenseBackwardCase {
 // up. An estimate that has not been measured on a GPU.
 constexpr int64_t kManyDuplicates = 8;
 
-// Up to here it is quicker to compare each token with all others than to launch a sort. An estimate
-// as well; the kernel has shared memory for as many.
-constexpr int64_t kFewTokens = 2048;
-
 constexpr DenseBackward choose_dense_backward(const DenseBackwardCase& call) {
   // With low precision each atomic add would round.
   const bool atomics = !call.deterministic && !call.scale_grad_by_freq && !call.low_precision;
   if (atomics && call.num_indices / kManyDuplicates <= call.num_weights) {
     return DenseBackward::kAtomic;
   }
-  return call.num_indices <= kFewTokens ? DenseBackward::kFew : DenseBackward::kSegments;
+  return DenseBackward::kSegments;
 }
 
 }  // namespace embed_ext::cuda

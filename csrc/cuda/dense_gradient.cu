@@ -1,7 +1,6 @@
 // The sum behind every dense gradient on CUDA, wherever it is to go: picks the algorithm
 // (dense_backward_policy.h) and launches it.
 #include <ATen/Context.h>
-#include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -10,6 +9,7 @@
 #include "dense_backward.cuh"
 #include "dense_backward_policy.h"
 #include "index_check.cuh"
+#include "uninitialized.h"
 
 namespace embed_ext::cuda {
 namespace {
@@ -32,8 +32,6 @@ void run(const DenseBackwardTask& task, const IndexErrors& errors, cudaStream_t 
   switch (algorithm) {
     case DenseBackward::kAtomic:
       return add_atomically(task, errors, stream);
-    case DenseBackward::kFew:
-      return add_few(task, errors, stream);
     case DenseBackward::kSegments:
       return add_segments(task, errors, stream);
   }
@@ -73,7 +71,7 @@ at::Tensor make(const char* op, const DenseGradient& task, KeptGradient* kept) {
   const auto options = task.grad_output.options();
   if (kept == nullptr || is_capturing()) {
     return sum_gradient(op, task, RowsOfOut::kAllWritten,
-                        [&] { return at::empty({task.num_weights, width}, options); });
+                        [&] { return uninitialized({task.num_weights, width}, options); });
   }
   return sum_gradient(op, task, RowsOfOut::kUsedWritten, [&] {
     return kept->zeros(task.num_weights, width, used_rows(task.indices), options);

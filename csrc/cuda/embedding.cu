@@ -1,5 +1,4 @@
 // Forward on CUDA: copies rows weight[indices[i]] to out[i]; see gather_rows.cu for the kernels.
-#include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
@@ -8,6 +7,7 @@
 #include "dispatch.cuh"
 #include "gather_rows.cuh"
 #include "index_check.cuh"
+#include "uninitialized.h"
 
 namespace embed_ext::cuda {
 namespace {
@@ -25,7 +25,7 @@ at::Tensor embedding(const at::Tensor& weight, const at::Tensor& indices, int64_
 
   c10::SmallVector<int64_t, 5> sizes(indices.sizes());
   sizes.push_back(width);
-  at::Tensor out = at::empty(sizes, weight.options());
+  const at::Tensor out = uninitialized(sizes, weight.options());
   const auto index_tensor = indices.contiguous();
   if (width == 0) {
     launch_index_check(index_tensor, errors, stream);

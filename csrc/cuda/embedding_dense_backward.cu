@@ -1,12 +1,12 @@
 // Dense gradient on CUDA: grad_weight[v] = sum of grad_output[i] over all i with indices[i] = v;
 // see dense_gradient.cu for the sum.
-#include <ATen/ops/empty.h>
 #include <ATen/ops/view_as_complex.h>
 #include <ATen/ops/view_as_real.h>
 #include <torch/library.h>
 
 #include "../checks.h"
 #include "dense_backward.cuh"
+#include "uninitialized.h"
 
 namespace embed_ext::cuda {
 namespace {
@@ -27,7 +27,7 @@ at::Tensor embedding_dense_backward(const at::Tensor& grad_output, const at::Ten
   return sum_gradient(
       kOp, {grad_output, indices, num_weights, padding_idx, scale_grad_by_freq},
       RowsOfOut::kAllWritten,
-      [&] { return at::empty({num_weights, grad_output.size(-1)}, grad_output.options()); });
+      [&] { return uninitialized({num_weights, grad_output.size(-1)}, grad_output.options()); });
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cmath>
 #include <type_traits>
 
@@ -18,7 +19,8 @@ namespace embed_ext::cuda {
 namespace {
 
 constexpr const char* kOp = "embedding_renorm_";
-constexpr unsigned kFullWarp = 0xffffffffu;
+constexpr int kMostThreads = 1024;    // of a block
+constexpr int kElementsPerLane = 16;  // where the row is not longer than kMostThreads times as much
 
 // Keeps the scale finite for a norm of zero; nn.Embedding's value.
 constexpr double kEpsilon = 1e-7;
@@ -92,32 +94,57 @@ struct Norm {
   }
 };
 
-// A warp a token, in the order of the sorted rows: the warp with the first token of a row reads the
-// row twice, once for the norm and, if that is too long, once to scale it; all others leave.
-template <class T>
-__global__ void __launch_bounds__(kBlockThreads)
-    renorm_rows(T* weight, int64_t row_stride, int64_t column_stride, int64_t width,
-                const uint32_t* row, int64_t num_tokens, int64_t num_rows, Norm norm,
-                double max_norm) {
-  const int64_t token = int64_t{blockIdx.x} * kBlockWarps + threadIdx.x / kWarpSize;
-  if (token >= num_tokens || row[token] >= num_rows ||
-      (token > 0 && row[token - 1] == row[token])) {
-    return;
+// The lanes that share a row: a warp, or several if it is long.
+int team_of(int64_t width) {
+  int team = kWarpSize;
+  while (team < kMostThreads && int64_t{team} * kElementsPerLane < width) {
+    team *= 2;
   }
-  T* values = weight + row[token] * row_stride;
-  const int lane = threadIdx.x % kWarpSize;
-  double sum = norm.start();
-  for (int64_t i = lane; i < width; i += kWarpSize) {
-    sum = norm.combine(sum, norm.term(magnitude(values[i * column_stride])));
-  }
+  return team;
+}
+
+// A team's result from its lanes' own. All threads of the block.
+__device__ double combine_team(const Norm& norm, double sum, int team) {
+  __shared__ double of_warp[kMostThreads / kWarpSize];
 #pragma unroll
   for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
     sum = norm.combine(sum, __shfl_xor_sync(kFullWarp, sum, distance));
   }
-  const double length = norm.finish(sum);
+  if (team == kWarpSize) {
+    return sum;
+  }
+  of_warp[threadIdx.x / kWarpSize] = sum;
+  __syncthreads();
+  const int first = threadIdx.x / team * (team / kWarpSize);
+  sum = of_warp[first];
+  for (int warp = 1; warp < team / kWarpSize; ++warp) {
+    sum = norm.combine(sum, of_warp[first + warp]);
+  }
+  return sum;
+}
+
+// A team of lanes a token, in the order of the sorted rows: the team with the first token of a row
+// reads the row twice, once for the norm and, if that is too long, once to scale it; all others
+// have nothing to do.
+template <class T>
+__global__ void __launch_bounds__(kMostThreads)
+    renorm_rows(T* weight, int64_t row_stride, int64_t column_stride, int64_t width,
+                const uint32_t* row, int64_t num_tokens, int64_t num_rows, int team, Norm norm,
+                double max_norm) {
+  const int64_t token = int64_t{blockIdx.x} * (blockDim.x / team) + threadIdx.x / team;
+  const bool is_first =
+      token < num_tokens && row[token] < num_rows && (token == 0 || row[token - 1] != row[token]);
+  T* const values = is_first ? weight + row[token] * row_stride : nullptr;
+  const int64_t end = is_first ? width : 0;
+  const int lane = threadIdx.x % team;
+  double sum = norm.start();
+  for (int64_t i = lane; i < end; i += team) {
+    sum = norm.combine(sum, norm.term(magnitude(values[i * column_stride])));
+  }
+  const double length = norm.finish(combine_team(norm, sum, team));
   if (length > max_norm) {
     const double scale = max_norm / (length + kEpsilon);
-    for (int64_t i = lane; i < width; i += kWarpSize) {
+    for (int64_t i = lane; i < end; i += team) {
       values[i * column_stride] = scaled(values[i * column_stride], scale);
     }
   }
@@ -128,9 +155,12 @@ template <class T>
 void launch_renorm(const at::Tensor& weight, const RowGroups& groups, double max_norm,
                    double norm_type, cudaStream_t stream) {
   const int64_t num_tokens = groups.row.numel();
-  renorm_rows<T><<<grid_blocks(num_tokens, kBlockWarps), kBlockThreads, 0, stream>>>(
+  const int team = team_of(weight.size(1));
+  const int threads = std::max(team, kBlockThreads);
+  renorm_rows<T><<<grid_blocks(num_tokens, threads / team), threads, 0, stream>>>(
       static_cast<T*>(weight.mutable_data_ptr()), weight.stride(0), weight.stride(1),
-      weight.size(1), as_uint32(groups.row), num_tokens, weight.size(0), Norm{norm_type}, max_norm);
+      weight.size(1), as_uint32(groups.row), num_tokens, weight.size(0), team, Norm{norm_type},
+      max_norm);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 

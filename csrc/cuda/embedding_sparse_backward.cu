@@ -1,8 +1,8 @@
 // Sparse gradient on CUDA, padding left out: one COO entry a token, in token order; or, coalesced,
 // one a row in use, by the kernels that make a dense gradient.
 //
-//   sorted rows   2 2 5 6     V = 6: the last token is bad or ignored
-//   place         0 0 1 2     of the row among those in use: what the kernels take for the row
+//   sorted rows   2 2 5 6      V = 6: the last token is bad or ignored
+//   place         0 0 1 2  2   of the row among those in use: what the kernels take for the row
 //   entries       2 5
 #include <ATen/ATen.h>
 #include <ATen/OpMathType.h>
@@ -17,7 +17,7 @@
 #include "group_by_row.cuh"
 #include "index_check.cuh"
 #include "launch_math.h"
-#include "scratch.h"
+#include "uninitialized.h"
 
 namespace embed_ext::cuda {
 namespace {
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kBlockThreads)
 // grad_output would change when that is next written to, and could not leave a bad index out.
 at::Tensor gather_values(const at::Tensor& grad, const at::Tensor& source, cudaStream_t stream) {
   const int64_t width = grad.size(1);
-  auto values = at::empty({source.numel(), width}, grad.options());
+  auto values = uninitialized({source.numel(), width}, grad.options());
   if (values.numel() > 0) {
     const IndexErrors unreported{nullptr, kOp, grad.size(0)};
     launch_gather_rows(
@@ -88,8 +88,8 @@ Entries copy_entries(const Task& task, const IndexErrors& errors, cudaStream_t s
     token = index.ne(task.padding_idx).nonzero().squeeze(1);
   }
   const int64_t num_entries = token.defined() ? token.numel() : index.numel();
-  const auto row = at::empty({1, num_entries}, index.options());
-  const auto source = scratch({num_entries}, index.options());
+  const auto row = uninitialized({1, num_entries}, index.options());
+  const auto source = uninitialized({num_entries}, index.options());
   if (num_entries > 0) {
     make_entries<<<grid_blocks(num_entries, kBlockThreads), kBlockThreads, 0, stream>>>(
         index.const_data_ptr<int64_t>(),
@@ -119,18 +119,19 @@ Entries sum_entries(const Task& task, const IndexErrors& errors, cudaStream_t st
             at::empty({0, width}, task.grad.options())};
   }
   auto groups = group_by_row(task.index, task.padding_idx, errors, stream);
-  const auto row = groups.row.to(at::kLong).bitwise_and(0xffffffffLL);  // they are unsigned
-  const auto first = at::ones({1}, row.options().dtype(at::kBool));
-  const auto begins = at::cat({first, row.slice(0, 1).ne(row.slice(0, 0, -1))});
-  groups.row = begins.cumsum(0, at::kInt).sub_(1);
-  const auto begin = begins.logical_and(row.ne(task.num_weights)).nonzero().squeeze(1);
-  const auto values = at::empty({begin.numel(), width}, task.grad.options());
-  if (values.numel() > 0) {
+  const auto sorted_row = groups.row;
+  const auto place = places_of(sorted_row, task.num_weights, stream);
+  const auto used = static_cast<uint32_t>(place.select(0, task.index.numel()).item<int>());
+  const auto rows = uninitialized({1, int64_t{used}}, task.index.options().dtype(at::kLong));
+  const auto values = uninitialized({int64_t{used}, width}, task.grad.options());
+  if (used > 0) {
+    groups.row = place;
     add_segments({as_rows(task.grad, task.index.numel()), task.index, values,
-                  RowsOfOut::kAllWritten, task.padding_idx, task.scale_grad_by_freq},
-                 groups, stream);
+                  RowsOfOut::kUsedWritten, task.padding_idx, task.scale_grad_by_freq},
+                 groups, {nullptr, rows.mutable_data_ptr<int64_t>(), as_uint32(sorted_row)},
+                 stream);
   }
-  return {row.index_select(0, begin).unsqueeze(0), values};
+  return {rows, values};
 }
 
 // grad_output [..., D], indices [...] -> sparse [num_weights, D]

@@ -27,11 +27,16 @@ struct VectorTask {
   int64_t vectors;
 };
 
+// Memory is moved in sectors of 32 bytes.
+template <class Vector>
+constexpr int kSectorVectors = 32 / static_cast<int>(sizeof(Vector));
+
 // Rows up to kChunkVectors vectors. A block owns a tile of whole neighbouring output rows, and a
-// thread four vectors of it, kBlockThreads apart: stores are contiguous across the tile whatever
-// the row length, and no lane idles in a row that is not a power of two long.
-template <class Vector, class Index>
-__global__ void __launch_bounds__(kBlockThreads)
+// thread four vectors of it, a block's width apart: stores are contiguous across the tile whatever
+// the row length, and no lane idles in a row that is not a power of two long. The first threads may
+// be left without, so that a warp's stores begin where a sector does.
+template <int kThreads, class Vector, class Index>
+__global__ void __launch_bounds__(kThreads)
     gather_short_rows(VectorTask<Vector, Index> task, RowTile tile, IndexErrors errors) {
   const int row_vectors = tile.vectors_per_row();
   const int64_t first = int64_t{blockIdx.x} * tile.rows();
@@ -40,11 +45,14 @@ __global__ void __launch_bounds__(kBlockThreads)
   const Index* indices = task.indices + first;
   Vector* out = task.out + first * row_vectors;
 
+  const int skipped = static_cast<int>(first * row_vectors % kSectorVectors<Vector>);
+  const int first_vector = static_cast<int>(threadIdx.x) - skipped;
+
   const Vector* source[kInFlight];
 #pragma unroll
   for (int u = 0; u < kInFlight; ++u) {
-    // Past the end, the last vector once more: the loads need no branch, only the stores do.
-    const int vector = min(static_cast<int>(threadIdx.x) + u * kBlockThreads, tile_vectors - 1);
+    // Beyond the tile, its last vector: the loads need no branch, only the stores do.
+    const int vector = max(min(first_vector + u * kThreads, tile_vectors - 1), 0);
     const int row = tile.row_of(vector);
     const auto index = static_cast<int64_t>(__ldg(indices + row));
     const int column = vector - row * row_vectors;
@@ -58,8 +66,8 @@ __global__ void __launch_bounds__(kBlockThreads)
   bool any_bad = false;
 #pragma unroll
   for (int u = 0; u < kInFlight; ++u) {
-    const int vector = static_cast<int>(threadIdx.x) + u * kBlockThreads;
-    if (vector < tile_vectors) {
+    const int vector = first_vector + u * kThreads;
+    if (vector >= 0 && vector < tile_vectors) {
       out[vector] = value[u];
     }
     any_bad |= source[u] == nullptr;
@@ -130,6 +138,20 @@ __global__ void __launch_bounds__(kBlockThreads)
 }
 
 template <class Vector, class Index>
+void launch_short_rows(const VectorTask<Vector, Index>& task, const IndexErrors& errors,
+                       cudaStream_t stream) {
+  const int spare = task.vectors % kSectorVectors<Vector> == 0 ? 0 : kSectorVectors<Vector> - 1;
+  const auto cut = gather_cut(static_cast<int>(task.vectors), spare, task.num_indices);
+  const auto blocks = grid_blocks(task.num_indices, cut.tile.rows());
+  if (cut.threads == kWarpSize) {
+    gather_short_rows<kWarpSize><<<blocks, kWarpSize, 0, stream>>>(task, cut.tile, errors);
+  } else {
+    gather_short_rows<kBlockThreads><<<blocks, kBlockThreads, 0, stream>>>(task, cut.tile, errors);
+  }
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+template <class Vector, class Index>
 void launch_with_vector(const GatherTask<Index>& task, const IndexErrors& errors,
                         cudaStream_t stream) {
   const auto to_vectors = [&](int64_t elements) {
@@ -141,14 +163,13 @@ void launch_with_vector(const GatherTask<Index>& task, const IndexErrors& errors
                                               static_cast<Vector*>(task.out),
                                               task.num_indices,
                                               to_vectors(task.width)};
+  if (task.column_stride == 1 && vector_task.vectors <= kChunkVectors) {
+    return launch_short_rows(vector_task, errors, stream);
+  }
   if (task.column_stride != 1) {
     const auto blocks = grid_blocks(task.num_indices * task.width, kBlockThreads);
     gather_elements<<<blocks, kBlockThreads, 0, stream>>>(vector_task, task.column_stride,
                                                           Divider(task.width), errors);
-  } else if (vector_task.vectors <= kChunkVectors) {
-    const RowTile tile(static_cast<int>(vector_task.vectors));
-    const auto blocks = grid_blocks(task.num_indices, tile.rows());
-    gather_short_rows<<<blocks, kBlockThreads, 0, stream>>>(vector_task, tile, errors);
   } else {
     const Divider chunks(ceil_div(vector_task.vectors, kChunkVectors));
     const auto blocks = grid_blocks(task.num_indices * chunks.divisor(), kBlockWarps);

@@ -3,8 +3,7 @@
 //   indices        5  2  5  9  2     V = 6, ignored_row = -1; 9 is bad
 //   row            2  2  5  5  6     6 = V: bad or ignored, always last
 //   position       1  4  0  2  3     stable: within a row, in the order of occurrence
-//   row_offsets    0  0  0  2  2  2  4     row v has the tokens row_offsets[v] to row_offsets[v +
-//   1]
+//   place          0  0  1  1  2  2  of each row among those in use, and at the end how many are
 //
 // All are uint32, which is half the traffic of int64; more rows or tokens are refused.
 #pragma once
@@ -22,12 +21,13 @@ struct RowGroups {
   at::Tensor position;  // [N]
 };
 
-// indices [N] contiguous, of any index type, N > 0
+// indices [N] contiguous, of any index type, N > 0. `cleared`, if there is any, is a uint8 tensor
+// of whole vectors of 16 bytes that is filled with zeros on the way.
 RowGroups group_by_row(const at::Tensor& indices, int64_t ignored_row, const IndexErrors& errors,
-                       cudaStream_t stream);
+                       cudaStream_t stream, const at::Tensor& cleared = {});
 
-// [V + 1]
-at::Tensor row_offsets(const RowGroups& groups, int64_t num_rows, cudaStream_t stream);
+// The places [N + 1] of sorted rows [N], of which those from num_rows on are not in use.
+at::Tensor places_of(const at::Tensor& row, int64_t num_rows, cudaStream_t stream);
 
 inline uint32_t* as_uint32(const at::Tensor& tensor) {
   return static_cast<uint32_t*>(tensor.mutable_data_ptr());

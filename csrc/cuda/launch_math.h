@@ -14,8 +14,12 @@
 namespace embed_ext::cuda {
 
 constexpr int kWarpSize = 32;
+constexpr unsigned kFullWarp = 0xffffffffu;  // the mask of all its lanes
 constexpr int kBlockThreads = 256;
 constexpr int kBlockWarps = kBlockThreads / kWarpSize;
+
+// Work is cut smaller until there are as many blocks: the multiprocessors of an H100 or H200.
+constexpr int64_t kEnoughBlocks = 132;
 
 constexpr EMBED_EXT_HOST_DEVICE int64_t ceil_div(int64_t value, int64_t divisor) {
   return value / divisor + (value % divisor != 0);
@@ -68,24 +72,87 @@ inline EMBED_EXT_HOST_DEVICE int next_set_lane(uint32_t bits, int from) {
   return place == 0 ? kWarpSize : from + place - 1;
 }
 
-// Cuts short rows into tiles of whole rows, at most kTileVectors vectors each, and finds the row
+// How unsorted tokens are cut into tiles, one a warp.
+struct ScatterCut {
+  int threads;      // of a block
+  int tile_tokens;  // at most one a lane
+};
+
+inline ScatterCut scatter_cut(int64_t num_tokens, int64_t chunks) {
+  ScatterCut cut{kBlockThreads, kWarpSize};
+  const auto too_few = [&] {
+    const int64_t warps = ceil_div(num_tokens, cut.tile_tokens) * chunks;
+    return ceil_div(warps, cut.threads / kWarpSize) < kEnoughBlocks;
+  };
+  while (too_few() && cut.threads > kWarpSize) {
+    cut.threads /= 2;
+  }
+  while (too_few() && cut.tile_tokens > 4) {
+    cut.tile_tokens /= 2;
+  }
+  return cut;
+}
+
+// How sorted tokens are cut into tiles, one a block: a block's threads are groups of `lanes` lanes,
+// and each group adds up `group_tokens` neighbouring tokens.
+struct TokenTiles {
+  static constexpr int kMostTokens = 1024;
+
+  int lanes;
+  int threads;
+  int group_tokens;
+
+  EMBED_EXT_HOST_DEVICE int tokens() const { return threads / lanes * group_tokens; }
+};
+
+// A row in very many tokens is added up in two stages: a group its tokens, then at least eight
+// groups a share each of the tiles' sums. With the square root of N / 64 tokens a group, both are
+// about as long. All follows from the numbers alone, and so the order of a sum does not depend on
+// the device.
+inline TokenTiles token_tiles(int64_t num_tokens, const RowLanes& share) {
+  constexpr int kUsual = 16, kFewest = 4, kFewestOfTile = 16;
+  TokenTiles tiles{share.lanes, kBlockThreads, kUsual};
+  const int most = TokenTiles::kMostTokens / (kBlockThreads / share.lanes);
+  tiles.group_tokens = most < kUsual ? most : kUsual;
+  while (tiles.group_tokens < most &&
+         int64_t{tiles.group_tokens} * tiles.group_tokens * 64 < num_tokens) {
+    tiles.group_tokens *= 2;
+  }
+  // A tile has a sum or two of its own to write and to read: of fewer tokens, these would count.
+  const auto too_few = [&] {
+    return ceil_div(num_tokens, tiles.tokens()) * share.chunks < kEnoughBlocks &&
+           tiles.tokens() > kFewestOfTile;
+  };
+  while (too_few() && tiles.group_tokens > kFewest) {
+    tiles.group_tokens /= 2;
+  }
+  while (too_few() && tiles.threads > kWarpSize) {
+    tiles.threads /= 2;
+  }
+  while (too_few() && tiles.group_tokens > 1) {
+    tiles.group_tokens /= 2;
+  }
+  return tiles;
+}
+
+// Cuts short rows into tiles of whole rows, at most kMostVectors vectors each, and finds the row
 // of a vector in its tile by a multiplication, since a division would cost more than the load.
 //
 // Exact: with m = ceil(2^20 / n) and m * n - 2^20 < n, i * m / 2^20 exceeds i / n by less than 1 /
 // n as long as i * n <= 2^20, and here i < 2^10 and n <= 2^10. The product fits in 32 bits.
 class RowTile {
  public:
-  static constexpr int kTileVectors = 1024;
+  static constexpr int kMostVectors = 1024;
 
-  // 1 <= vectors <= kTileVectors
-  explicit RowTile(int vectors)
+  // 1 <= vectors <= kMostVectors
+  explicit RowTile(int vectors, int tile_vectors = kMostVectors)
       : vectors_(vectors),
-        rows_(kTileVectors / vectors),
+        rows_(vectors < tile_vectors ? tile_vectors / vectors : 1),
         inverse_((kOne + vectors - 1) / vectors) {}
 
   EMBED_EXT_HOST_DEVICE int vectors_per_row() const { return vectors_; }
   EMBED_EXT_HOST_DEVICE int rows() const { return rows_; }
-  // 0 <= vector < kTileVectors
+  // 0 <= vector < kMostVectors
   EMBED_EXT_HOST_DEVICE int row_of(int vector) const {
     return static_cast<int>((static_cast<uint32_t>(vector) * inverse_) >> kShift);
   }
@@ -98,6 +165,26 @@ class RowTile {
   int rows_;
   uint32_t inverse_;
 };
+
+// How a gather of short rows is cut into tiles, one a block whose threads take four vectors each.
+struct GatherCut {
+  RowTile tile;
+  int threads;  // kBlockThreads or kWarpSize
+};
+
+// A tile for a block of all threads, or for a warp where that leaves too few blocks, and less than
+// a warp would take where that does. There is room for `spare` vectors besides the tile's.
+inline GatherCut gather_cut(int vectors, int spare, int64_t num_rows) {
+  constexpr int kOfWarp = 4 * kWarpSize;
+  GatherCut cut{RowTile(vectors, RowTile::kMostVectors - spare), kBlockThreads};
+  for (int most = kOfWarp; most >= kOfWarp / 8; most /= 2) {
+    if (ceil_div(num_rows, cut.tile.rows()) >= kEnoughBlocks || vectors + spare > kOfWarp) {
+      break;
+    }
+    cut = {RowTile(vectors, most - spare), kWarpSize};
+  }
+  return cut;
+}
 
 // Division of numbers below 2^63 by a divisor that the kernel's threads share: a multiplication by
 // its inverse, where the GPU's own 64-bit division is a subroutine.

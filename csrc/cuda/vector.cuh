@@ -61,6 +61,7 @@ __device__ T narrow(Accumulator<T> value) {
 // kCount neighbouring elements. More than 16 bytes are moved as several vectors.
 template <class T, int kCount>
 struct alignas(sizeof(T) * kCount < kMaxVectorBytes ? sizeof(T) * kCount : kMaxVectorBytes) Packed {
+  static constexpr int kSize = kCount;
   T values[kCount];
 };
 

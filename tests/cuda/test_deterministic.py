@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -14,11 +16,11 @@ pytestmark = needs_cuda
 
 ops = torch.ops.embed_ext
 
-# How often a row occurs: around the chunk of 64 tokens and the block of 64 chunks.
+# How often a row occurs: around what a group of lanes and a tile take, and many tiles.
 COUNTS = (0, 1, 2, 3, 63, 64, 65, 127, 128, 129, 191, 4095, 4096, 4097, 8191, 8192, 8200, 20_000)
 
 
-TOKENS = (900, 4000)  # without a sort, and with one
+TOKENS = (900, 4000)  # sorted by one block, and by many
 
 
 def shuffled(indices: Tensor) -> Tensor:
@@ -103,7 +105,8 @@ def test_error_against_float64(dtype: torch.dtype, scale: bool) -> None:
     if scale:
         exact, magnitude = exact / counts, magnitude / counts
     adding = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
-    # At most about 6 * 64 additions lie between any one term and the sum of 20,000.
+    # At most about 400 additions lie between any one term and the sum of 20,000: of a group, of
+    # groups, and of tiles.
     bound = torch.finfo(dtype).eps * exact.abs() + 400 * adding * magnitude
     assert (actual - exact).abs().le(bound).all()
 
@@ -118,11 +121,22 @@ def test_low_precision_sums_do_not_stall() -> None:
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
-def test_only_the_gradient_is_filled(tokens: int) -> None:
-    """Torch fills whatever at::empty() makes; memory that only kernels see need not be."""
+@pytest.mark.parametrize(
+    "op",
+    [
+        lambda grad, indices: ops.embedding_dense_backward(grad, indices, 301),
+        lambda grad, indices: ops.embedding_sparse_backward(grad, indices, 301, coalesced=True),
+        lambda grad, indices: ops.embedding_sparse_backward(grad, indices, 301),
+        lambda grad, indices: ops.embedding(grad, indices % len(grad)),
+    ],
+    ids=["dense", "coalesced", "sparse", "forward"],
+)
+def test_nothing_is_filled(op: Callable[[Tensor, Tensor], Tensor], tokens: int) -> None:
+    """Torch fills whatever at::empty() makes; what the kernels write whole need not be."""
     indices = make_indices((tokens,), 301).to(DEVICE)
     grad = make_table(tokens, 8, device=DEVICE)
-    with deterministic(True), profile(activities=[ProfilerActivity.CPU]) as recorded:
-        ops.embedding_dense_backward(grad, indices, 301)
-    counts = {event.key: event.count for event in recorded.key_averages()}
-    assert counts["aten::fill_"] == 1
+    activities = [ProfilerActivity.CPU]
+    with deterministic(True), profile(activities=activities, record_shapes=True) as recorded:
+        op(grad, indices)
+    fills = [event.input_shapes[0] for event in recorded.events() if event.name == "aten::fill_"]
+    assert all(0 in shape for shape in fills)  # of a sparse tensor's empty beginnings

@@ -171,9 +171,11 @@ void count_fill(const void* begin, size_t bytes) {
   fill.written = fill.unique_written = sectors;
 }
 
-void count_sort() {
-  const std::lock_guard<std::mutex> lock(mutex);
-  launches.push_back({"cub sort", 0, 0});
+void count_library(const char* name) {
+  if (counting) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    launches.push_back({name, 0, 0});
+  }
 }
 
 }  // namespace emulator

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from tests.emulator import control
 
 SECTOR_BYTES = 32
-FILL, SORT = "memset", "cub sort"  # the names of those that are no kernels
+FILL, SORT, SCAN = "memset", "cub sort", "cub scan"  # those that are no kernels of ours
 
 
 @dataclass(frozen=True)
 class LaunchCounts:
-    """What one launch did. A sort is told apart by its name, and nothing else is known of it.
+    """What one launch did. A library's is known by its name, and nothing else is known of it.
 
     A warp's accesses by one instruction count together: the sectors that they touch, each once.
     """
@@ -32,6 +32,10 @@ class LaunchCounts:
     adds: int  # atomics and reductions that lanes have sent
     longest: int  # the most accesses of one lane
     longest_reads: int  # the most of one lane that return something to wait for
+
+    @property
+    def is_library(self) -> bool:
+        return self.kernel in (SORT, SCAN)
 
     @property
     def requested_bytes(self) -> int:

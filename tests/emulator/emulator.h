@@ -119,6 +119,5 @@ void begin_counted_block();
 void end_counted_launch();
 void count_access(uintptr_t at, size_t bytes, Kind kind, const void* code);  // of global memory
 void count_fill(const void* begin, size_t bytes);
-void count_sort();
 
 }  // namespace emulator

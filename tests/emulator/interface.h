@@ -46,4 +46,10 @@ cudaError_t sort_pairs(void* workspace, size_t& bytes, uint32_t* const keys[2], 
                        uint32_t* const values[2], int& value_selector, uint32_t count,
                        int begin_bit, int end_bit);
 
+// The same for the items of a block, in its shared memory.
+void sort_shared(uint32_t* keys, uint32_t* values, uint32_t count, int begin_bit, int end_bit);
+
+// Notes a call of a library's: how often, and nothing of what it asks of the memory.
+void count_library(const char* name);
+
 }  // namespace emulator

@@ -17,9 +17,28 @@ cudaError_t invalid(const std::string& what) {
   return cudaErrorInvalidValue;
 }
 
+bool are_bits(int begin, int end) { return begin >= 0 && end <= 32 && begin < end; }
+
+// Stable, on the bits [begin_bit, end_bit) of the keys alone.
+void sort_pairs_by(uint32_t* keys, uint32_t* values, uint32_t count, int begin_bit, int end_bit) {
+  const auto part = [&](uint32_t key) {
+    return (key & ((uint64_t{1} << end_bit) - 1)) >> begin_bit;
+  };
+  std::vector<std::pair<uint32_t, uint32_t>> pairs(count);
+  for (uint32_t i = 0; i < count; ++i) {
+    pairs[i] = {keys[i], values[i]};
+  }
+  std::stable_sort(pairs.begin(), pairs.end(),
+                   [&](const auto& a, const auto& b) { return part(a.first) < part(b.first); });
+  for (uint32_t i = 0; i < count; ++i) {
+    keys[i] = pairs[i].first;
+    values[i] = pairs[i].second;
+  }
+}
+
 }  // namespace
 
-// Stable, on the bits [begin_bit, end_bit) of the keys alone. As with CUB, the result is in either
+// As with CUB, the result is in either
 // buffer, drawn by lot here, and what the other one holds means nothing.
 cudaError_t sort_pairs(void* workspace, size_t& bytes, uint32_t* const keys[2], int& key_selector,
                        uint32_t* const values[2], int& value_selector, uint32_t count,
@@ -38,31 +57,28 @@ cudaError_t sort_pairs(void* workspace, size_t& bytes, uint32_t* const keys[2], 
       return invalid("out of bounds: a buffer of a sort is too small");
     }
   }
-  if (begin_bit < 0 || end_bit > 32 || begin_bit >= end_bit) {
+  if (!are_bits(begin_bit, end_bit)) {
     return invalid(format("a sort of bits %d to %d", begin_bit, end_bit));
   }
-  const auto part = [&](uint32_t key) {
-    return (key & ((uint64_t{1} << end_bit) - 1)) >> begin_bit;
+  sort_pairs_by(keys[key_selector], values[value_selector], count, begin_bit, end_bit);
+  const auto move = [&](uint32_t* const buffers[2], int& selector) {
+    const int from = selector;
+    selector ^= static_cast<int>(random_below(2));
+    std::memmove(buffers[selector], buffers[from], buffer_bytes);
+    std::memset(buffers[1 - selector], 0xff, buffer_bytes);
   };
-  std::vector<std::pair<uint32_t, uint32_t>> pairs(count);
-  for (uint32_t i = 0; i < count; ++i) {
-    pairs[i] = {keys[key_selector][i], values[value_selector][i]};
-  }
-  std::stable_sort(pairs.begin(), pairs.end(),
-                   [&](const auto& a, const auto& b) { return part(a.first) < part(b.first); });
-  key_selector ^= static_cast<int>(random_below(2));
-  value_selector ^= static_cast<int>(random_below(2));
+  move(keys, key_selector);
+  move(values, value_selector);
   fill_never_written(workspace, needed / 8 * 8);
-  for (uint32_t i = 0; i < count; ++i) {
-    keys[key_selector][i] = pairs[i].first;
-    keys[1 - key_selector][i] = 0xffffffff;
-    values[value_selector][i] = pairs[i].second;
-    values[1 - value_selector][i] = 0xffffffff;
-  }
-  if (counting) {
-    count_sort();
-  }
+  count_library("cub sort");
   return cudaSuccess;
+}
+
+void sort_shared(uint32_t* keys, uint32_t* values, uint32_t count, int begin_bit, int end_bit) {
+  if (!are_bits(begin_bit, end_bit)) {
+    stop(format("a sort of bits %d to %d", begin_bit, end_bit), nullptr);
+  }
+  sort_pairs_by(keys, values, count, begin_bit, end_bit);
 }
 
 }  // namespace emulator

@@ -11,7 +11,7 @@ from benchmarks.cases import Case
 from benchmarks.counts.cases import CASES, GRAD_ADD, PERMUTATION, CountedCase
 from benchmarks.counts.emulated import count as count_case
 from tests.emulator import control
-from tests.emulator.counts import FILL, SORT, LaunchCounts, counted
+from tests.emulator.counts import FILL, SCAN, SORT, LaunchCounts, counted
 
 pytestmark = pytest.mark.emulated
 
@@ -135,9 +135,14 @@ def test_fills_and_sorts_are_launches() -> None:
         ops.embedding_dense_backward(grad, indices, 50)
     fills = [launch for launch in launches if launch.kernel == FILL]
     assert [fill.requested_bytes for fill in fills] == [50 * 8 * 4]
+    many = torch.arange(3000) % 7
     with counted() as launches:
-        ops.embedding_renorm_(torch.ones(50, 8), indices, 1.0, 2.0)
+        ops.embedding_renorm_(torch.ones(50, 8), many, 1.0, 2.0)
     assert [launch.kernel for launch in launches].count(SORT) == 1
+    with counted() as launches:
+        ops.embedding_sparse_backward(torch.ones(3000, 8), many, 50, coalesced=True)
+    libraries = [launch.kernel for launch in launches if launch.is_library]
+    assert libraries == [SORT, SCAN]
 
 
 @pytest.mark.parametrize("op", list(dict.fromkeys(case.op for case in CASES)))

@@ -107,13 +107,69 @@ void test_next_set_lane() {
 }
 
 void test_row_tile() {
-  for (int vectors = 1; vectors <= RowTile::kTileVectors; ++vectors) {
+  for (int vectors = 1; vectors <= RowTile::kMostVectors; ++vectors) {
     const RowTile tile(vectors);
-    bool right = tile.rows() >= 1 && tile.rows() * vectors <= RowTile::kTileVectors;
-    for (int i = 0; i < RowTile::kTileVectors; ++i) {
+    bool right = tile.rows() >= 1 && tile.rows() * vectors <= RowTile::kMostVectors;
+    for (int i = 0; i < RowTile::kMostVectors; ++i) {
       right = right && tile.row_of(i) == i / vectors;
     }
     CHECK(right);
+  }
+}
+
+// From 4,096 rows on there is a block for every multiprocessor, and no tile exceeds what a block
+// of threads with four vectors each covers.
+void test_gather_cut() {
+  for (const int vectors : {1, 2, 3, 4, 16, 25, 64, 100, 127, 128}) {
+    for (const int spare : {0, 1, 3, 7, 15}) {
+      for (const int64_t num_rows : {1, 100, 4096, 5000, 100000, 10000000}) {
+        const auto [tile, threads] = gather_cut(vectors, spare, num_rows);
+        CHECK(threads == kBlockThreads || threads == kWarpSize);
+        CHECK(tile.rows() >= 1 && tile.rows() * vectors + spare <= 4 * threads);
+        CHECK(num_rows < 4096 || ceil_div(num_rows, tile.rows()) >= kEnoughBlocks);
+      }
+    }
+    CHECK(gather_cut(vectors, 0, 1 << 20).tile.rows() == RowTile(vectors).rows());
+    CHECK(gather_cut(vectors, 0, 1 << 20).threads == kBlockThreads);
+  }
+}
+
+void test_scatter_cut() {
+  for (const int64_t chunks : {1, 3, 16}) {
+    for (const int64_t num_tokens : {1, 100, 4096, 5000, 100000}) {
+      const auto cut = scatter_cut(num_tokens, chunks);
+      const int64_t warps = ceil_div(num_tokens, cut.tile_tokens) * chunks;
+      CHECK(cut.tile_tokens >= 1 && cut.tile_tokens <= kWarpSize);
+      CHECK(cut.threads % kWarpSize == 0 && cut.threads <= kBlockThreads);
+      CHECK(num_tokens < 4096 || ceil_div(warps, cut.threads / kWarpSize) >= kEnoughBlocks);
+    }
+  }
+  CHECK(scatter_cut(1 << 20, 1).tile_tokens == kWarpSize);
+  CHECK(scatter_cut(1 << 20, 1).threads == kBlockThreads);
+}
+
+// As long as the chain of additions for one row in all tokens: a group's own, then its share of the
+// tiles.
+int64_t longest_chain(int64_t num_tokens, const TokenTiles& tiles) {
+  const int64_t num_tiles = ceil_div(num_tokens, tiles.tokens());
+  return tiles.group_tokens + ceil_div(num_tiles, kBlockThreads / tiles.lanes);
+}
+
+void test_token_tiles() {
+  for (int64_t vectors = 1; vectors <= 100; ++vectors) {
+    const auto share = lanes_for_row(vectors);
+    for (const int64_t num_tokens : {1, 7, 100, 2048, 4096, 16384, 1000000, 100000000}) {
+      const auto tiles = token_tiles(num_tokens, share);
+      CHECK(tiles.lanes == share.lanes && tiles.threads % kWarpSize == 0);
+      CHECK(tiles.threads >= kWarpSize && tiles.threads <= kBlockThreads);
+      CHECK(tiles.tokens() >= 1 && tiles.tokens() <= TokenTiles::kMostTokens);
+      CHECK(num_tokens > 16384 || longest_chain(num_tokens, tiles) <= 48);
+      CHECK(num_tokens != 1000000 || longest_chain(num_tokens, tiles) <= 256);
+      const int64_t blocks = ceil_div(num_tokens, tiles.tokens()) * share.chunks;
+      // A warp of lanes that each have a row alone takes 32 tokens.
+      const int64_t enough = share.lanes == 1 ? 4096 / kWarpSize : kEnoughBlocks;
+      CHECK(num_tokens < 4096 || blocks >= enough);
+    }
   }
 }
 
@@ -156,15 +212,14 @@ void test_policy_of_the_common_case() {
 
 // What atomic adds cannot do, or not well, is never left to them, whatever the sizes.
 void test_policy_that_the_result_demands() {
-  for (const int64_t num_indices : {int64_t{1}, kFewTokens, kFewTokens + 1, int64_t{1} << 30}) {
+  for (const int64_t num_indices : {int64_t{1}, int64_t{2048}, int64_t{1} << 30}) {
     for (bool DenseBackwardCase::* reason :
          {&DenseBackwardCase::low_precision, &DenseBackwardCase::scale_grad_by_freq,
           &DenseBackwardCase::deterministic}) {
       auto call = common_case();
       call.num_indices = num_indices;
       call.*reason = true;
-      CHECK(choose_dense_backward(call) ==
-            (num_indices <= kFewTokens ? DenseBackward::kFew : DenseBackward::kSegments));
+      CHECK(choose_dense_backward(call) == DenseBackward::kSegments);
     }
   }
 }
@@ -175,11 +230,6 @@ void test_policy_of_many_duplicates() {
   call.num_indices = 1000 * kManyDuplicates;
   CHECK(choose_dense_backward(call) == DenseBackward::kAtomic);
   call.num_indices = 1001 * kManyDuplicates;
-  CHECK(choose_dense_backward(call) == DenseBackward::kSegments);
-  call.num_weights = 1;
-  call.num_indices = kFewTokens;
-  CHECK(choose_dense_backward(call) == DenseBackward::kFew);
-  call.num_indices = kFewTokens + 1;
   CHECK(choose_dense_backward(call) == DenseBackward::kSegments);
   call.num_weights = INT64_MAX;  // no product of the sizes may overflow
   call.num_indices = INT64_MAX;
@@ -197,6 +247,9 @@ int main() {
   test_lanes_for_row();
   test_next_set_lane();
   test_row_tile();
+  test_gather_cut();
+  test_scatter_cut();
+  test_token_tiles();
   test_divider();
   test_policy_of_the_common_case();
   test_policy_that_the_result_demands();

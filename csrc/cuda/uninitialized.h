@@ -1,4 +1,4 @@
-// Device memory for the length of one call, which nobody sees but the kernels that write it first.
+// Memory that the kernels of one call write whole before anything reads it.
 #pragma once
 
 #include <ATen/EmptyTensor.h>
@@ -11,7 +11,7 @@ namespace embed_ext::cuda {
 // the memory (torch.utils.deterministic.fill_uninitialized_memory), a launch and a pass over it
 // each time. torch's allocator hands the memory out, for the current stream, as it does to
 // at::empty().
-inline at::Tensor scratch(at::IntArrayRef sizes, const at::TensorOptions& options) {
+inline at::Tensor uninitialized(at::IntArrayRef sizes, const at::TensorOptions& options) {
   const auto type = options.device().type();
   return at::detail::empty_generic(sizes, c10::GetAllocator(type),
                                    c10::DispatchKeySet(options.computeDispatchKey()),

@@ -1,0 +1,17 @@
+// In place of Thrust's: what shims/cub/device/device_scan.cuh asks of it.
+#pragma once
+
+namespace thrust {
+
+template <class T>
+struct counting_iterator {
+  T first;
+  T operator[](T i) const { return first + i; }
+};
+
+template <class T>
+counting_iterator<T> make_counting_iterator(T first) {
+  return {first};
+}
+
+}  // namespace thrust
