@@ -33,7 +33,7 @@ def make_grad(indices: Tensor, width: int, dtype: torch.dtype = torch.float32) -
 def expected(table: Tensor, grad_output: Tensor, indices: Tensor, *options: object) -> Tensor:
     """table [V, D], grad_output [..., D], indices [...] -> [V, D], in double, rounded once."""
     wide = torch.complex128 if table.is_complex() else torch.float64
-    total = table.to(wide)
+    total = table.to(wide, copy=True)
     reference.embedding_grad_add_(total, grad_output.to(wide), indices, *options)
     return total.to(table.dtype)
 
