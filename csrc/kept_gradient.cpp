@@ -127,8 +127,8 @@ void KeptGradient::check_cleared(const at::Tensor& grad) {
 
 at::Tensor KeptGradient::zeros(int64_t num_rows, int64_t width, UsedRows&& used_rows,
                                const at::TensorOptions& options) {
-  // Let go of after the lock: memory that Python has seen takes the interpreter's lock to go, and
-  // whoever has that one may be waiting for ours.
+  // Let go of after the lock: where Python has seen the memory, code of Python's may run when it
+  // goes, such as the callback of a weak reference, and that code may ask for something of ours.
   c10::Storage old;
   const std::lock_guard<std::mutex> lock(mutex_);
   const auto dtype = c10::typeMetaToScalarType(options.dtype());

@@ -168,6 +168,24 @@ def test_memory_that_python_has_seen_while_another_thread_asks_for_its_size() ->
     assert not thread.is_alive()
 
 
+@pytest.mark.parametrize("by", ["a gradient of another size", "drop"])
+def test_what_python_runs_as_the_memory_goes_may_ask_for_its_size(by: str) -> None:
+    kept, _ = tables()
+    backward(kept, 0)
+    asked: list[int] = []
+    memory = kept.weight.grad.untyped_storage()
+    weakref.finalize(memory, lambda: asked.append(kept._kept_gradient.bytes))
+    del memory
+    kept.zero_grad()
+    assert asked == []
+    kept.weight = nn.Parameter(torch.zeros(2 * ROWS, WIDTH))
+    let_go = kept._kept_gradient.drop if by == "drop" else lambda: backward(kept, 1)
+    thread = threading.Thread(target=let_go, daemon=True)  # it would wait for itself for good
+    thread.start()
+    thread.join(timeout=60)
+    assert asked == [0 if by == "drop" else kept.weight.nbytes]
+
+
 def test_create_graph_and_autograd_grad() -> None:
     kept, plain = tables()
     backward(kept, 0)

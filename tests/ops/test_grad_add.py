@@ -33,7 +33,7 @@ def make_grad(indices: Tensor, width: int, dtype: torch.dtype = torch.float32) -
 def expected(table: Tensor, grad_output: Tensor, indices: Tensor, *options: object) -> Tensor:
     """table [V, D], grad_output [..., D], indices [...] -> [V, D], in double, rounded once."""
     wide = torch.complex128 if table.is_complex() else torch.float64
-    total = table.to(wide)
+    total = table.to(wide, copy=True)
     reference.embedding_grad_add_(total, grad_output.to(wide), indices, *options)
     return total.to(table.dtype)
 
@@ -177,12 +177,22 @@ def column_major(table: Tensor) -> Tensor:
         (lambda table: table.double(), "grad_output's dtype, .*Float.*but got .*Double"),
         (lambda table: table.bfloat16(), "grad_output's dtype, .*Float.*but got .*BFloat16"),
         (lambda table: table[:, :3], "as many columns in grad_weight as in grad_output, 4, .*3"),
+        (lambda table: table.repeat(1, 2), "as many columns in grad_weight .*, 4, but got 8"),
         (lambda table: table[0], "'grad_weight' must be 2-D, but it is 1-D"),
         (column_major, r"side by side, but its strides are \[1, 11\]"),
         (lambda table: table[:1].expand(ROWS, 4), r"location of their own.*strides are \[0, 1\]"),
         (lambda table: table.as_strided((5, 4), (2, 1)), r"not overlap, .*strides are \[2, 1\]"),
     ],
-    ids=["dtype", "lower dtype", "columns", "rank", "column-major", "expanded", "overlapping"],
+    ids=[
+        "dtype",
+        "lower dtype",
+        "fewer columns",
+        "more columns",
+        "rank",
+        "column-major",
+        "expanded",
+        "overlapping",
+    ],
 )
 def test_tables_that_are_turned_down(
     device: str, change: Callable[[Tensor], Tensor], message: str

@@ -177,6 +177,16 @@ def test_every_instruction_set(capability: str, portable_digest: str) -> None:
     assert result.stdout.split() == [capability, portable_digest]
 
 
+@pytest.mark.parametrize("width", [1, 7, 16, 33])
+def test_a_bfloat16_sum_has_one_nan(width: int) -> None:
+    """The one of PyTorch's conversion, where a row is summed by vectors and where it is not."""
+    payloads = torch.tensor([0x7F81, 0x7FFF, -1, -127], dtype=torch.int16).view(torch.bfloat16)
+    assert payloads.isnan().all()
+    grad = payloads.repeat(2)[:, None].expand(8, width)
+    actual = ops.embedding_dense_backward(grad, torch.arange(4).repeat(2), 4)
+    assert_same_bits(actual, torch.full((4, width), torch.nan, dtype=torch.bfloat16))
+
+
 def test_unknown_instruction_set() -> None:
     result = run_python(DIGEST, EMBED_EXT_CPU_CAPABILITY="sse9")
     assert result.returncode == 1
