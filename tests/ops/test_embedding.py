@@ -94,6 +94,22 @@ def test_number_of_indices(device: str, num_indices: int) -> None:
     assert_same_bits(embedding(weight, indices), reference.embedding(weight, indices))
 
 
+@pytest.mark.parametrize("num_indices", [6000, 50_000])
+def test_rows_that_end_within_a_sector(device: str, num_indices: int) -> None:
+    """So many that a block, on CUDA, takes as many rows as there is room for."""
+    weight = make_table(300, 3, device=device)
+    indices = make_indices((num_indices,), 300, device=device)
+    assert_same_bits(embedding(weight, indices), reference.embedding(weight, indices))
+
+
+@pytest.mark.parametrize("width", [516, 1000, 1001])
+def test_the_last_of_long_rows(device: str, width: int) -> None:
+    """Nothing lies behind it that a kernel may read."""
+    weight = make_table(3, width, device=device)
+    indices = torch.tensor([2, 0, 2], device=device)
+    assert_same_bits(embedding(weight, indices), reference.embedding(weight, indices))
+
+
 def test_one_row_table(device: str) -> None:
     weight = make_table(1, 4, device=device)
     out = embedding(weight, torch.zeros(2, 3, dtype=torch.int64, device=device))
