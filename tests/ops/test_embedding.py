@@ -70,9 +70,10 @@ def test_expanded_tables(device: str, width: int) -> None:
         assert_same_bits(embedding(weight, indices), reference.embedding(weight, indices))
 
 
-def test_offset_view(device: str) -> None:
-    """A table that starts inside its storage."""
-    weight = make_table(20, 6, device=device)[3:, 2:5]
+@pytest.mark.parametrize(("columns", "first"), [(6, 2), (8, 1)])
+def test_offset_view(device: str, columns: int, first: int) -> None:
+    """A table that starts inside its storage; in the second, nothing else forbids wide loads."""
+    weight = make_table(20, columns, device=device)[3:, first : first + columns // 2]
     indices = make_indices((30,), 17, device=device)
     assert_same_bits(embedding(weight, indices), reference.embedding(weight, indices))
 
