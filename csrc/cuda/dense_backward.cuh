@@ -15,7 +15,7 @@ namespace embed_ext::cuda {
 // What becomes of the rows of `out`.
 enum class RowsOfOut {
   kAllWritten,   // nothing is known of what they hold: the sums, and zeros everywhere else
-  kUsedWritten,  // they are zero, and all but those in use stay as they are
+  kUsedWritten,  // all but those in use stay as they are; those may be zero or not be written yet
   kAdded,        // the sums are added to those in use, rounded once
 };
 
@@ -34,7 +34,8 @@ void add_atomically(const DenseBackwardTask& task, const IndexErrors& errors, cu
 // Sorts, then writes each row once. The same bits on every run.
 void add_segments(const DenseBackwardTask& task, const IndexErrors& errors, cudaStream_t stream);
 
-// The same for tokens that are sorted already, by the rows of `out`, all of which are in use.
+// The same for tokens that are sorted already, by the rows of `out`. Rows that no token has are
+// cleared if it is noted which are in use, else left alone.
 void add_segments(const DenseBackwardTask& task, const RowGroups& groups, const RowNotes& notes,
                   cudaStream_t stream);
 

@@ -13,9 +13,11 @@
 //   then          row 5 = tail of tile 0 + heads of tiles 1 and 2; zeros in rows 0, 1, 3, 4, 6
 //
 // sum_tokens.cuh is what tiles do, finish_rows.cuh what is done then. The cuts depend on the number
-// of tokens and the width alone and the sort is stable, so that every run adds the same numbers in
-// the same order.
+// of tokens and on the width and alignment of the rows, and the sort is stable, so that every run
+// adds the same numbers in the same order.
 #include <c10/cuda/CUDAException.h>
+
+#include <algorithm>
 
 #include "dense_backward.cuh"
 #include "dispatch.cuh"

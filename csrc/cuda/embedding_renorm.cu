@@ -134,6 +134,9 @@ __global__ void __launch_bounds__(kMostThreads)
   const int64_t token = int64_t{blockIdx.x} * (blockDim.x / team) + threadIdx.x / team;
   const bool is_first =
       token < num_tokens && row[token] < num_rows && (token == 0 || row[token - 1] != row[token]);
+  if (team == blockDim.x && !is_first) {
+    return;  // the whole block
+  }
   T* const values = is_first ? weight + row[token] * row_stride : nullptr;
   const int64_t end = is_first ? width : 0;
   const int lane = threadIdx.x % team;

@@ -120,10 +120,10 @@ Entries sum_entries(const Task& task, const IndexErrors& errors, cudaStream_t st
   }
   auto groups = group_by_row(task.index, task.padding_idx, errors, stream);
   const auto sorted_row = groups.row;
-  const auto place = places_of(sorted_row, task.num_weights, stream);
-  const auto used = static_cast<uint32_t>(place.select(0, task.index.numel()).item<int>());
-  const auto rows = uninitialized({1, int64_t{used}}, task.index.options().dtype(at::kLong));
-  const auto values = uninitialized({int64_t{used}, width}, task.grad.options());
+  const auto place = places_of(sorted_row, errors, stream);
+  const int64_t used = place.select(0, task.index.numel()).item<int>();
+  const auto rows = uninitialized({1, used}, task.index.options().dtype(at::kLong));
+  const auto values = uninitialized({used, width}, task.grad.options());
   if (used > 0) {
     groups.row = place;
     add_segments({as_rows(task.grad, task.index.numel()), task.index, values,

@@ -9,7 +9,6 @@
 
 namespace embed_ext::cuda {
 
-constexpr int kFinishThreads = 512;
 constexpr int kVectorsPerThread = 4;
 constexpr int kVectorsOfBlock = kFinishThreads * kVectorsPerThread;
 
@@ -20,18 +19,16 @@ struct FinishPlan {
   Divider width;        // D, or 1 if that is 0
 };
 
-// sum += partial[i * stride] for i in [first, last), in their order
-template <class A, int kCount>
-__device__ void add_partial_sums(Packed<A, kCount>& sum, const A* partial, int64_t stride,
-                                 int64_t first, int64_t last) {
+// sum += the lane's `own` piece of partial + i * stride for i in [first, last), in their order
+template <class Own, class A>
+__device__ void add_partial_sums(Packed<A, Own::kCount>& sum, const Own& own, const A* partial,
+                                 int64_t stride, int64_t first, int64_t last) {
 #pragma unroll 1
   for (int64_t i = first; i < last; i += kRowsInFlight) {
-    Packed<A, kCount> value[kRowsInFlight] = {};
+    Packed<A, Own::kCount> value[kRowsInFlight];
 #pragma unroll
     for (int u = 0; u < kRowsInFlight; ++u) {
-      if (i + u < last) {
-        value[u] = load<A, kCount>(partial + (i + u) * stride);
-      }
+      value[u] = own.load_if(i + u < last, partial + (i + u) * stride);
     }
 #pragma unroll
     for (int u = 0; u < kRowsInFlight; ++u) {
@@ -75,13 +72,13 @@ __device__ void join_row(const SegmentTask<In, Out>& task, const Columns& column
   const int64_t heads = (end - 1) / tile_tokens - number;
   const int64_t share = ceil_div(heads, kFinishThreads / lanes);
   const int64_t begin = min(threadIdx.x / lanes * share, heads);
-  const int64_t own = partial_sum_of<Columns>(blockIdx.x, lanes, threadIdx.x % lanes);
-  const int64_t stride = partial_sum_of<Columns>(chunks, lanes, 0);
+  const auto own = partial_sum_of<Columns, Accumulator<In>>(blockIdx.x, lanes, threadIdx.x % lanes);
+  const int64_t stride = chunks * lanes * Columns::kCount;
   Packed<Accumulator<In>, Columns::kCount> sum{};
-  add_partial_sums(sum, task.heads + own + stride, stride, begin, min(begin + share, heads));
+  add_partial_sums(sum, own, task.heads + stride, stride, begin, min(begin + share, heads));
   sum = sum_of_groups(sum, lanes);
   if (threadIdx.x < lanes) {
-    add_partial_sums(sum, task.tails + own, stride, 0, 1);
+    add_partial_sums(sum, own, task.tails, stride, 0, 1);
     const int64_t count =
         task.scale_grad_by_freq ? end - lower_bound(task.row, first, next, row) : 1;
     write_row(task, columns, row, count, sum);

@@ -5,6 +5,7 @@
 
 #include <thrust/iterator/counting_iterator.h>
 #include <thrust/iterator/transform_iterator.h>
+#include <algorithm>
 #include <cub/block/block_radix_sort.cuh>
 #include <cub/device/device_radix_sort.cuh>
 #include <cub/device/device_scan.cuh>
@@ -174,15 +175,14 @@ RowGroups group_by_row(const at::Tensor& indices, int64_t ignored_row, const Ind
   return few ? RowGroups{row[0], position[0]} : sort_many(row, position, end_bit, stream);
 }
 
-at::Tensor places_of(const at::Tensor& row, int64_t num_rows, cudaStream_t stream) {
+at::Tensor places_of(const at::Tensor& row, const IndexErrors& errors, cudaStream_t stream) {
   // In older versions of CUB the number of items is an int.
-  TORCH_CHECK(row.numel() < std::numeric_limits<int>::max(),
-              "embedding_sparse_backward: a coalesced gradient on CUDA is limited to 2^31 - 2 "
-              "indices, but there are ",
+  TORCH_CHECK(row.numel() < std::numeric_limits<int>::max(), errors.op,
+              ": a coalesced gradient on CUDA is limited to 2^31 - 2 indices, but there are ",
               row.numel());
   const auto steps =
       thrust::make_transform_iterator(thrust::make_counting_iterator(int64_t{0}),
-                                      PlaceSteps{as_uint32(row), row.numel(), num_rows});
+                                      PlaceSteps{as_uint32(row), row.numel(), errors.num_rows});
   const auto place = uninitialized({row.numel() + 1}, row.options());
   const auto scan = [&](void* workspace, size_t& bytes) {
     C10_CUDA_CHECK(cub::DeviceScan::InclusiveSum(workspace, bytes, steps, as_uint32(place),

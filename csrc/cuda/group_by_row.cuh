@@ -26,8 +26,8 @@ struct RowGroups {
 RowGroups group_by_row(const at::Tensor& indices, int64_t ignored_row, const IndexErrors& errors,
                        cudaStream_t stream, const at::Tensor& cleared = {});
 
-// The places [N + 1] of sorted rows [N], of which those from num_rows on are not in use.
-at::Tensor places_of(const at::Tensor& row, int64_t num_rows, cudaStream_t stream);
+// The places [N + 1] of sorted rows [N], of which those from errors.num_rows on are not in use.
+at::Tensor places_of(const at::Tensor& row, const IndexErrors& errors, cudaStream_t stream);
 
 inline uint32_t* as_uint32(const at::Tensor& tensor) {
   return static_cast<uint32_t*>(tensor.mutable_data_ptr());

@@ -17,6 +17,7 @@ constexpr int kWarpSize = 32;
 constexpr unsigned kFullWarp = 0xffffffffu;  // the mask of all its lanes
 constexpr int kBlockThreads = 256;
 constexpr int kBlockWarps = kBlockThreads / kWarpSize;
+constexpr int kFinishThreads = 512;  // of a block that joins the sums of tiles
 
 // Work is cut smaller until there are as many blocks: the multiprocessors of an H100 or H200.
 constexpr int64_t kEnoughBlocks = 132;
@@ -26,7 +27,8 @@ constexpr EMBED_EXT_HOST_DEVICE int64_t ceil_div(int64_t value, int64_t divisor)
 }
 
 // Blocks for `items` pieces of work. No kernel loops over what a grid cannot hold: its limit, at
-// the 256 bytes or more that a block of any kernel here is given, is half a terabyte.
+// the 256 bytes or more that a block of most kernels here is given, is half a terabyte; blocks of
+// embedding_renorm_ may have a single index.
 inline unsigned grid_blocks(int64_t items, int64_t items_per_block) {
   const int64_t blocks = ceil_div(items, items_per_block);
   if (blocks > INT32_MAX) {
@@ -46,8 +48,8 @@ inline int bit_width(uint64_t largest) {
   return bits;
 }
 
-// How a warp shares rows of `vectors` vectors: `lanes` lanes a row, a power of two, each with one
-// vector of it, and as many chunks of the row as that takes.
+// How a warp shares rows: `lanes` lanes a row, a power of two, and as many chunks of the row as it
+// takes until each piece of it has a lane.
 struct RowLanes {
   int lanes;
   int64_t chunks;
@@ -105,17 +107,17 @@ struct TokenTiles {
   EMBED_EXT_HOST_DEVICE int tokens() const { return threads / lanes * group_tokens; }
 };
 
-// A row in very many tokens is added up in two stages: a group its tokens, then at least eight
-// groups a share each of the tiles' sums. With the square root of N / 64 tokens a group, both are
-// about as long. All follows from the numbers alone, and so the order of a sum does not depend on
-// the device.
+// A row in very many tokens is added up in two stages: a group its tokens, then the groups of a
+// block of kFinishThreads a share each of the tiles' sums. Where a group is a warp and has the
+// square root of N / 128 tokens, both are about as long. Nothing of it depends on the device, and
+// so no order of a sum does.
 inline TokenTiles token_tiles(int64_t num_tokens, const RowLanes& share) {
   constexpr int kUsual = 16, kFewest = 4, kFewestOfTile = 16;
   TokenTiles tiles{share.lanes, kBlockThreads, kUsual};
   const int most = TokenTiles::kMostTokens / (kBlockThreads / share.lanes);
   tiles.group_tokens = most < kUsual ? most : kUsual;
   while (tiles.group_tokens < most &&
-         int64_t{tiles.group_tokens} * tiles.group_tokens * 64 < num_tokens) {
+         int64_t{tiles.group_tokens} * tiles.group_tokens * 128 < num_tokens) {
     tiles.group_tokens *= 2;
   }
   // A tile has a sum or two of its own to write and to read: of fewer tokens, these would count.

@@ -11,8 +11,9 @@ namespace embed_ext::cuda {
 
 constexpr int kRowsInFlight = 4;  // rows, or sums of tiles, that a lane is waiting for at once
 
-// Caps the registers: at 128 a thread of blocks of 256, enough for the widest vectors without
-// spills, while 16 warps of a multiprocessor, with four rows each, can wait for memory.
+// Caps the registers: at 128 a thread of sum_tokens, at 64 of finish_rows, whose blocks are twice
+// as large. Enough for the widest vectors without spills, while 16 warps of a multiprocessor or
+// more, with four rows each, can wait for memory.
 constexpr int kResidentBlocks = 2;
 
 // In: the type of the gradient, Out: of the table, the same or float.
@@ -25,8 +26,8 @@ struct SegmentTask {
   const uint32_t* row;       // [N] of the sorted tokens, those that do not count last
   const uint32_t* position;  // [N] in grad
   RowNotes notes;
-  Acc* heads;  // [tiles, chunks, lanes, columns of a lane]: what a tile has of the row that the
-               // tile before it ends with
+  Acc* heads;  // [tiles, chunks, vectors of a lane, lanes, width of a vector]: what a tile has of
+               // the row that the tile before it ends with
   Acc* tails;  // the same of the row that begins in it and goes on after it
   Out* out;    // [num_rows, D]
   int64_t out_stride;
@@ -37,11 +38,13 @@ struct SegmentTask {
   bool scale_grad_by_freq;
 };
 
-// Where a lane's piece of a tile's heads and tails is: whole vectors, whatever the width of a row.
-// tile_chunk: the tile's number * chunks + the chunk's
-template <class Columns>
-__device__ int64_t partial_sum_of(int64_t tile_chunk, int lanes, int lane) {
-  return (tile_chunk * lanes + lane) * Columns::kCount;
+// A lane's piece of a tile's heads and tails: whole vectors, whatever the width of a row, each
+// beside those of the other lanes. tile_chunk: the tile's number * chunks + the chunk's
+template <class Columns, class Acc>
+__device__ auto partial_sum_of(int64_t tile_chunk, int lanes, int lane) {
+  constexpr int kOfVector = kMaxVectorBytes / static_cast<int>(sizeof(Acc));
+  constexpr int kWidth = Columns::kCount < kOfVector ? Columns::kCount : kOfVector;
+  return LaneColumns<kWidth, Columns::kCount / kWidth>(tile_chunk, lanes, lane, INT64_MAX);
 }
 
 // The first i in [first, last] with i == last or sorted[i] >= value, found by one thread.

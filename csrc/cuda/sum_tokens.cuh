@@ -12,7 +12,7 @@ constexpr uint32_t kNoRow = 0xffffffffu;
 
 // A block's tile, in shared memory.
 struct Tile {
-  int64_t partial_sum;       // where the lane's piece of its heads and tails is
+  int lanes;                 // of a group
   const uint32_t* row;       // [-1 .. tokens]: with the neighbours of the tile, or kNoRow
   const uint32_t* position;  // [tokens]
   int tokens;                // that count
@@ -53,10 +53,12 @@ struct GroupSums {
 template <class Columns, class In, class Out>
 __device__ void hand_on(const SegmentTask<In, Out>& task, const Tile& tile, const Columns& columns,
                         uint32_t row, const Packed<Accumulator<In>, Columns::kCount>& sum) {
+  const auto partial_sum =
+      partial_sum_of<Columns, Accumulator<In>>(blockIdx.x, tile.lanes, threadIdx.x % tile.lanes);
   if (row == tile.row[-1]) {
-    store(task.heads + tile.partial_sum, sum);
+    partial_sum.store(task.heads, sum);
   } else if (row == tile.row[tile.tokens]) {
-    store(task.tails + tile.partial_sum, sum);
+    partial_sum.store(task.tails, sum);
   } else {
     const int count = task.scale_grad_by_freq ? tile.occurrences(row) : 1;
     write_row(task, columns, row, count, sum);
@@ -165,8 +167,7 @@ __global__ void __launch_bounds__(kBlockThreads, kResidentBlocks)
   const int64_t first_token = number * tiles.tokens();
   const int tokens = read_tile(task, first_token, tiles.tokens(), row, position);
   const int lane_in_group = threadIdx.x % tiles.lanes;
-  const Tile tile{partial_sum_of<Columns>(blockIdx.x, tiles.lanes, lane_in_group), row + 1,
-                  position, tokens};
+  const Tile tile{tiles.lanes, row + 1, position, tokens};
   if (chunk == 0) {
     for (int i = threadIdx.x; i < tokens; i += blockDim.x) {
       if (tile.row[i] != tile.row[i - 1]) {

@@ -3,17 +3,16 @@
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/Tensor.h>
-#include <c10/core/Allocator.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 
 namespace embed_ext::cuda {
 
 // at::empty() on the current device, but for one thing: under deterministic algorithms that fills
 // the memory (torch.utils.deterministic.fill_uninitialized_memory), a launch and a pass over it
-// each time. torch's allocator hands the memory out, for the current stream, as it does to
-// at::empty().
+// each time. The allocator is the one that at::empty() asks, also where somebody has put another in
+// the place of torch's own.
 inline at::Tensor uninitialized(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  const auto type = options.device().type();
-  return at::detail::empty_generic(sizes, c10::GetAllocator(type),
+  return at::detail::empty_generic(sizes, c10::cuda::CUDACachingAllocator::get(),
                                    c10::DispatchKeySet(options.computeDispatchKey()),
                                    c10::typeMetaToScalarType(options.dtype()), std::nullopt);
 }

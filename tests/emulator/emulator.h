@@ -119,5 +119,7 @@ void begin_counted_block();
 void end_counted_launch();
 void count_access(uintptr_t at, size_t bytes, Kind kind, const void* code);  // of global memory
 void count_fill(const void* begin, size_t bytes);
+// Notes a call of a library's: how often, and nothing of what it asks of the memory.
+void count_library(const char* name);
 
 }  // namespace emulator

@@ -49,7 +49,8 @@ cudaError_t sort_pairs(void* workspace, size_t& bytes, uint32_t* const keys[2], 
 // The same for the items of a block, in its shared memory.
 void sort_shared(uint32_t* keys, uint32_t* values, uint32_t count, int begin_bit, int end_bit);
 
-// Notes a call of a library's: how often, and nothing of what it asks of the memory.
-void count_library(const char* name);
+// cub::DeviceScan's memory, of which the workspace means nothing afterwards.
+constexpr size_t kScanBytes = 1280;
+cudaError_t check_scan(void* workspace, size_t bytes, const void* output, size_t output_bytes);
 
 }  // namespace emulator

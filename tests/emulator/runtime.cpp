@@ -38,8 +38,8 @@ void sort_pairs_by(uint32_t* keys, uint32_t* values, uint32_t count, int begin_b
 
 }  // namespace
 
-// As with CUB, the result is in either
-// buffer, drawn by lot here, and what the other one holds means nothing.
+// Stable. As with CUB, the result is in either buffer, drawn by lot here, and what the other one
+// holds means nothing.
 cudaError_t sort_pairs(void* workspace, size_t& bytes, uint32_t* const keys[2], int& key_selector,
                        uint32_t* const values[2], int& value_selector, uint32_t count,
                        int begin_bit, int end_bit) {
@@ -71,6 +71,18 @@ cudaError_t sort_pairs(void* workspace, size_t& bytes, uint32_t* const keys[2], 
   move(values, value_selector);
   fill_never_written(workspace, needed / 8 * 8);
   count_library("cub sort");
+  return cudaSuccess;
+}
+
+cudaError_t check_scan(void* workspace, size_t bytes, const void* output, size_t output_bytes) {
+  if (bytes < kScanBytes || !is_allocated(workspace, bytes)) {
+    return invalid("out of bounds: the workspace of a scan is too small");
+  }
+  if (!is_allocated(output, output_bytes)) {
+    return invalid("out of bounds: the output of a scan is too small");
+  }
+  fill_never_written(workspace, bytes / 8 * 8);
+  count_library("cub scan");
   return cudaSuccess;
 }
 

@@ -121,7 +121,7 @@ void test_row_tile() {
 // of threads with four vectors each covers.
 void test_gather_cut() {
   for (const int vectors : {1, 2, 3, 4, 16, 25, 64, 100, 127, 128}) {
-    for (const int spare : {0, 1, 3, 7, 15}) {
+    for (const int spare : {0, 1, 3, 7, 15, 31}) {
       for (const int64_t num_rows : {1, 100, 4096, 5000, 100000, 10000000}) {
         const auto [tile, threads] = gather_cut(vectors, spare, num_rows);
         CHECK(threads == kBlockThreads || threads == kWarpSize);
@@ -152,7 +152,7 @@ void test_scatter_cut() {
 // tiles.
 int64_t longest_chain(int64_t num_tokens, const TokenTiles& tiles) {
   const int64_t num_tiles = ceil_div(num_tokens, tiles.tokens());
-  return tiles.group_tokens + ceil_div(num_tiles, kBlockThreads / tiles.lanes);
+  return tiles.group_tokens + ceil_div(num_tiles, kFinishThreads / tiles.lanes);
 }
 
 void test_token_tiles() {

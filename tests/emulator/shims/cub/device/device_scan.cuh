@@ -12,10 +12,13 @@ struct DeviceScan {
   static cudaError_t InclusiveSum(void* workspace, size_t& bytes, const Input& input,
                                   Output* output, int count, cudaStream_t /*stream*/) {
     if (workspace == nullptr) {
-      bytes = 1;
+      bytes = ::emulator::kScanBytes;
       return cudaSuccess;
     }
-    ::emulator::count_library("cub scan");
+    if (const auto error = ::emulator::check_scan(workspace, bytes, output, count * sizeof(Output));
+        error != cudaSuccess) {
+      return error;
+    }
     Output sum{};
     for (int i = 0; i < count; ++i) {
       sum += input[i];
