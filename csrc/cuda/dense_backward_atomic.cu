@@ -20,7 +20,6 @@
 namespace embed_ext::cuda {
 namespace {
 
-constexpr int kInFlight = 4;  // gradient rows that a lane is waiting for at once
 constexpr int64_t kNoRow = -1;
 
 // In: the type of the gradient, Out: of the sums, float or double.
@@ -174,11 +173,11 @@ __global__ void __launch_bounds__(kBlockThreads)
           [&](int v, int64_t column) { atomic_add(target + column, Columns::part(sum, v)); });
     }
   };
-  for (int k = 0; k < lanes; k += kInFlight) {
-    int64_t token_row[kInFlight];
-    Packed<In, Columns::kCount> value[kInFlight];
+  for (int k = 0; k < lanes; k += kRowsInFlight) {
+    int64_t token_row[kRowsInFlight];
+    Packed<In, Columns::kCount> value[kRowsInFlight];
 #pragma unroll
-    for (int u = 0; u < kInFlight; ++u) {
+    for (int u = 0; u < kRowsInFlight; ++u) {
       const int from = group_start + min(k + u, lanes - 1);
       token_row[u] = __shfl_sync(kFullWarp, ordered_row, from);
       const int token = __shfl_sync(kFullWarp, ordered_lane, from);
@@ -189,7 +188,7 @@ __global__ void __launch_bounds__(kBlockThreads)
                                  task.grad + (first_token + token) * task.grad_stride);
     }
 #pragma unroll
-    for (int u = 0; u < kInFlight; ++u) {
+    for (int u = 0; u < kRowsInFlight; ++u) {
       if (k + u < lanes && token_row[u] != sum_row) {
         flush();
         sum_row = token_row[u];

@@ -100,27 +100,31 @@ __global__ void __launch_bounds__(kBlockThreads)
   }
 }
 
+// f(workspace, bytes) is a call of CUB's, which with a null workspace says how many bytes it needs.
+template <class F>
+void with_workspace(const at::TensorOptions& options, const F& f) {
+  size_t bytes = 0;
+  f(nullptr, bytes);
+  // Never empty: its address would be null, and CUB would only tell its size once more.
+  const auto workspace = uninitialized({static_cast<int64_t>(bytes) + 1}, options.dtype(at::kByte));
+  f(workspace.mutable_data_ptr(), bytes);
+}
+
 // The sort of rows[0], positions[0]; returns where it has left its result.
 RowGroups sort_many(const at::Tensor (&row)[2], const at::Tensor (&position)[2], int end_bit,
                     cudaStream_t stream) {
   cub::DoubleBuffer<uint32_t> rows(as_uint32(row[0]), as_uint32(row[1]));
   cub::DoubleBuffer<uint32_t> positions(as_uint32(position[0]), as_uint32(position[1]));
   const auto num_tokens = static_cast<uint32_t>(row[0].numel());
-  const auto sort = [&](void* workspace, size_t& bytes) {
+  with_workspace(row[0].options(), [&](void* workspace, size_t& bytes) {
     C10_CUDA_CHECK(cub::DeviceRadixSort::SortPairs(workspace, bytes, rows, positions, num_tokens, 0,
                                                    end_bit, stream));
-  };
-  size_t bytes = 0;
-  sort(nullptr, bytes);
-  // Never empty: with a null workspace CUB would only tell its size once more.
-  const auto workspace =
-      uninitialized({static_cast<int64_t>(bytes) + 1}, row[0].options().dtype(at::kByte));
-  sort(workspace.mutable_data_ptr(), bytes);
+  });
   return {row[rows.selector], position[positions.selector]};
 }
 
-// Whose sums are the places: 1 where another row begins, and, one beyond the last token, 1 if that
-// is in use: the last place is their number minus one.
+// Whose sums are the places: 1 where another row begins than the first. One beyond the last token,
+// 1 if that one's row is in use, so that the last place is the number of rows in use.
 struct PlaceSteps {
   const uint32_t* row;
   int64_t num_tokens;
@@ -184,15 +188,10 @@ at::Tensor places_of(const at::Tensor& row, const IndexErrors& errors, cudaStrea
       thrust::make_transform_iterator(thrust::make_counting_iterator(int64_t{0}),
                                       PlaceSteps{as_uint32(row), row.numel(), errors.num_rows});
   const auto place = uninitialized({row.numel() + 1}, row.options());
-  const auto scan = [&](void* workspace, size_t& bytes) {
+  with_workspace(row.options(), [&](void* workspace, size_t& bytes) {
     C10_CUDA_CHECK(cub::DeviceScan::InclusiveSum(workspace, bytes, steps, as_uint32(place),
                                                  static_cast<int>(place.numel()), stream));
-  };
-  size_t bytes = 0;
-  scan(nullptr, bytes);
-  const auto workspace =
-      uninitialized({static_cast<int64_t>(bytes) + 1}, row.options().dtype(at::kByte));
-  scan(workspace.mutable_data_ptr(), bytes);
+  });
   return place;
 }
 

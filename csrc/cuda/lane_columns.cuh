@@ -18,6 +18,8 @@
 
 namespace embed_ext::cuda {
 
+constexpr int kRowsInFlight = 4;  // rows, or sums of them, that a lane is waiting for at once
+
 template <int kWidth, int kVectors>
 struct LaneColumns {
   static constexpr int kCount = kWidth * kVectors;

@@ -9,8 +9,6 @@
 
 namespace embed_ext::cuda {
 
-constexpr int kRowsInFlight = 4;  // rows, or sums of tiles, that a lane is waiting for at once
-
 // Caps the registers: at 128 a thread of sum_tokens, at 64 of finish_rows, whose blocks are twice
 // as large. Enough for the widest vectors without spills, while 16 warps of a multiprocessor or
 // more, with four rows each, can wait for memory.
