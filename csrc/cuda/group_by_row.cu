@@ -123,8 +123,8 @@ RowGroups sort_many(const at::Tensor (&row)[2], const at::Tensor (&position)[2],
   return {row[rows.selector], position[positions.selector]};
 }
 
-// Whose sums are the places: 1 where another row begins than the first. One beyond the last token,
-// 1 if that one's row is in use, so that the last place is the number of rows in use.
+// Whose sums are the places: 1 where a row begins, the first row excepted; and, one beyond the last
+// token, 1 if the last row is in use, so that the last place is the number of rows in use.
 struct PlaceSteps {
   const uint32_t* row;
   int64_t num_tokens;
