@@ -13,6 +13,7 @@
 
 #include "../checks.h"
 #include "dense_backward.cuh"
+#include "dispatch.cuh"
 #include "gather_rows.cuh"
 #include "group_by_row.cuh"
 #include "index_check.cuh"
@@ -26,19 +27,21 @@ constexpr const char* kOp = "embedding_sparse_backward";
 
 // A thread an entry. An entry with a bad index stays, as its number is already settled, but adds
 // nothing: it names row 0, and its source -1 makes the gather write zeros.
+template <class Index>
 __global__ void __launch_bounds__(kBlockThreads)
-    make_entries(const int64_t* index, const int64_t* token, int64_t num_entries, int64_t* row,
+    make_entries(const Index* indices, const int64_t* token, int64_t num_entries, int64_t* row,
                  int64_t* source, IndexErrors errors) {
   const int64_t i = int64_t{blockIdx.x} * kBlockThreads + threadIdx.x;
   if (i >= num_entries) {
     return;
   }
   const int64_t position = token == nullptr ? i : token[i];
-  const bool good = errors.is_good(index[position]);
-  row[i] = good ? index[position] : 0;
+  const auto index = static_cast<int64_t>(indices[position]);
+  const bool good = errors.is_good(index);
+  row[i] = good ? index : 0;
   source[i] = good ? position : -1;
   if (!good) {
-    errors.report(index[position], position);
+    errors.report(index, position);
   }
 }
 
@@ -81,25 +84,28 @@ struct Entries {
 
 // An entry a token.
 Entries copy_entries(const Task& task, const IndexErrors& errors, cudaStream_t stream) {
-  const auto index = task.index.to(at::kLong);
+  const auto& index = task.index;
   at::Tensor token;  // undefined: all of them
   // A padding_idx beyond the table would hide bad indices.
-  if (task.padding_idx >= 0 && task.padding_idx < task.num_weights) {
-    token = index.ne(task.padding_idx).nonzero().squeeze(1);
+  if (task.padding_idx >= 0 && task.padding_idx < task.num_weights && index.numel() > 0) {
+    token = positions_except(index, task.padding_idx, kOp, stream);
   }
   const int64_t num_entries = token.defined() ? token.numel() : index.numel();
-  const auto row = uninitialized({1, num_entries}, index.options());
-  const auto source = uninitialized({num_entries}, index.options());
+  const auto options = index.options().dtype(at::kLong);
+  const auto row = uninitialized({1, num_entries}, options);
+  const auto source = uninitialized({num_entries}, options);
   if (num_entries > 0) {
-    make_entries<<<grid_blocks(num_entries, kBlockThreads), kBlockThreads, 0, stream>>>(
-        index.const_data_ptr<int64_t>(),
-        token.defined() ? token.const_data_ptr<int64_t>() : nullptr, num_entries,
-        row.mutable_data_ptr<int64_t>(), source.mutable_data_ptr<int64_t>(), errors);
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
+    with_index_pointer(index, [&](const auto* indices) {
+      make_entries<<<grid_blocks(num_entries, kBlockThreads), kBlockThreads, 0, stream>>>(
+          indices, token.defined() ? token.const_data_ptr<int64_t>() : nullptr, num_entries,
+          row.mutable_data_ptr<int64_t>(), source.mutable_data_ptr<int64_t>(), errors);
+      C10_CUDA_KERNEL_LAUNCH_CHECK();
+    });
   }
   auto values = gather_values(task.grad, source, stream);
   if (task.scale_grad_by_freq) {
-    divide_by_frequency(values, token.defined() ? index.index_select(0, token) : index);
+    const auto all = index.to(at::kLong);
+    divide_by_frequency(values, token.defined() ? all.index_select(0, token) : all);
   }
   return {row, values};
 }

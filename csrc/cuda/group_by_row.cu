@@ -1,4 +1,5 @@
-// Two ways to sort: few tokens by one block, more by CUB's device-wide sort. And CUB's scan.
+// Two ways to sort: few tokens by one block, more by CUB's device-wide sort. And what else is
+// CUB's: the places of sorted rows by its scan, the tokens that are not padding by its selection.
 #include "group_by_row.cuh"
 
 #include <c10/cuda/CUDAException.h>
@@ -9,6 +10,7 @@
 #include <cub/block/block_radix_sort.cuh>
 #include <cub/device/device_radix_sort.cuh>
 #include <cub/device/device_scan.cuh>
+#include <cub/device/device_select.cuh>
 #include <limits>
 
 #include "dispatch.cuh"
@@ -138,6 +140,23 @@ struct PlaceSteps {
   }
 };
 
+template <class Index>
+struct IsOtherRow {
+  const Index* indices;
+  int64_t ignored_row;
+
+  __host__ __device__ bool operator()(int64_t position) const {
+    return static_cast<int64_t>(indices[position]) != ignored_row;
+  }
+};
+
+// In older versions of CUB the number of items is an int.
+int as_num_items(int64_t num_items, const char* op, const char* gradient) {
+  TORCH_CHECK(num_items <= std::numeric_limits<int>::max(), op, ": ", gradient,
+              " on CUDA is limited to 2^31 - 2 indices, but there are more");
+  return static_cast<int>(num_items);
+}
+
 }  // namespace
 
 RowGroups group_by_row(const at::Tensor& indices, int64_t ignored_row, const IndexErrors& errors,
@@ -180,19 +199,34 @@ RowGroups group_by_row(const at::Tensor& indices, int64_t ignored_row, const Ind
 }
 
 at::Tensor places_of(const at::Tensor& row, const IndexErrors& errors, cudaStream_t stream) {
-  // In older versions of CUB the number of items is an int.
-  TORCH_CHECK(row.numel() < std::numeric_limits<int>::max(), errors.op,
-              ": a coalesced gradient on CUDA is limited to 2^31 - 2 indices, but there are ",
-              row.numel());
+  const int num_items = as_num_items(row.numel() + 1, errors.op, "a coalesced gradient");
   const auto steps =
       thrust::make_transform_iterator(thrust::make_counting_iterator(int64_t{0}),
                                       PlaceSteps{as_uint32(row), row.numel(), errors.num_rows});
   const auto place = uninitialized({row.numel() + 1}, row.options());
   with_workspace(row.options(), [&](void* workspace, size_t& bytes) {
     C10_CUDA_CHECK(cub::DeviceScan::InclusiveSum(workspace, bytes, steps, as_uint32(place),
-                                                 static_cast<int>(place.numel()), stream));
+                                                 num_items, stream));
   });
   return place;
+}
+
+at::Tensor positions_except(const at::Tensor& indices, int64_t ignored_row, const char* op,
+                            cudaStream_t stream) {
+  const int64_t num_tokens = indices.numel();
+  const int num_items = as_num_items(num_tokens, op, "a sparse gradient with a padding_idx");
+  // Their number lies behind them.
+  const auto positions = uninitialized({num_tokens + 1}, indices.options().dtype(at::kLong));
+  auto* const position = positions.mutable_data_ptr<int64_t>();
+  with_index_pointer(indices, [&](const auto* index) {
+    const IsOtherRow<std::decay_t<decltype(*index)>> is_kept{index, ignored_row};
+    with_workspace(positions.options(), [&](void* workspace, size_t& bytes) {
+      C10_CUDA_CHECK(cub::DeviceSelect::If(workspace, bytes,
+                                           thrust::make_counting_iterator(int64_t{0}), position,
+                                           position + num_tokens, num_items, is_kept, stream));
+    });
+  });
+  return positions.narrow(0, 0, positions.select(0, num_tokens).item<int64_t>());
 }
 
 }  // namespace embed_ext::cuda

@@ -26,6 +26,11 @@ struct RowGroups {
 RowGroups group_by_row(const at::Tensor& indices, int64_t ignored_row, const IndexErrors& errors,
                        cudaStream_t stream, const at::Tensor& cleared = {});
 
+// The positions [nnz] int64, ascending, of the indices [N] contiguous, N > 0, that are not
+// ignored_row. The host waits for their number.
+at::Tensor positions_except(const at::Tensor& indices, int64_t ignored_row, const char* op,
+                            cudaStream_t stream);
+
 // The places [N + 1] of sorted rows [N], of which those from errors.num_rows on are not in use.
 at::Tensor places_of(const at::Tensor& row, const IndexErrors& errors, cudaStream_t stream);
 

@@ -174,7 +174,7 @@ void count_fill(const void* begin, size_t bytes) {
 void count_library(const char* name) {
   if (counting) {
     const std::lock_guard<std::mutex> lock(mutex);
-    launches.push_back({name, 0, 0});
+    launches.push_back({std::string("cub ") + name, 0, 0});
   }
 }
 

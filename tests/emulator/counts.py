@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from tests.emulator import control
 
 SECTOR_BYTES = 32
-FILL, SORT, SCAN = "memset", "cub sort", "cub scan"  # those that are no kernels of ours
+# Those that are no kernels of ours.
+FILL, SORT, SCAN, SELECT = "memset", "cub sort", "cub scan", "cub select"
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class LaunchCounts:
 
     @property
     def is_library(self) -> bool:
-        return self.kernel in (SORT, SCAN)
+        return self.kernel in (SORT, SCAN, SELECT)
 
     @property
     def requested_bytes(self) -> int:

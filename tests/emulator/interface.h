@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 
 namespace emulator {
 
@@ -49,8 +50,13 @@ cudaError_t sort_pairs(void* workspace, size_t& bytes, uint32_t* const keys[2], 
 // The same for the items of a block, in its shared memory.
 void sort_shared(uint32_t* keys, uint32_t* values, uint32_t count, int begin_bit, int end_bit);
 
-// cub::DeviceScan's memory, of which the workspace means nothing afterwards.
-constexpr size_t kScanBytes = 1280;
-cudaError_t check_scan(void* workspace, size_t bytes, const void* output, size_t output_bytes);
+// The memory of cub::DeviceScan and DeviceSelect, of which the workspace means nothing afterwards.
+constexpr size_t kWorkspaceBytes = 1280;
+struct Memory {
+  const void* begin;
+  size_t bytes;
+};
+cudaError_t check_cub(const char* name, void* workspace, size_t bytes,
+                      std::initializer_list<Memory> outputs);
 
 }  // namespace emulator

@@ -70,19 +70,22 @@ cudaError_t sort_pairs(void* workspace, size_t& bytes, uint32_t* const keys[2], 
   move(keys, key_selector);
   move(values, value_selector);
   fill_never_written(workspace, needed / 8 * 8);
-  count_library("cub sort");
+  count_library("sort");
   return cudaSuccess;
 }
 
-cudaError_t check_scan(void* workspace, size_t bytes, const void* output, size_t output_bytes) {
-  if (bytes < kScanBytes || !is_allocated(workspace, bytes)) {
-    return invalid("out of bounds: the workspace of a scan is too small");
+cudaError_t check_cub(const char* name, void* workspace, size_t bytes,
+                      std::initializer_list<Memory> outputs) {
+  if (bytes < kWorkspaceBytes || !is_allocated(workspace, bytes)) {
+    return invalid(format("out of bounds: the workspace of a %s is too small", name).c_str());
   }
-  if (!is_allocated(output, output_bytes)) {
-    return invalid("out of bounds: the output of a scan is too small");
+  for (const auto& output : outputs) {
+    if (!is_allocated(output.begin, output.bytes)) {
+      return invalid(format("out of bounds: an output of a %s is too small", name).c_str());
+    }
   }
   fill_never_written(workspace, bytes / 8 * 8);
-  count_library("cub scan");
+  count_library(name);
   return cudaSuccess;
 }
 

@@ -11,7 +11,7 @@ from benchmarks.cases import Case
 from benchmarks.counts.cases import CASES, GRAD_ADD, PERMUTATION, CountedCase
 from benchmarks.counts.emulated import count as count_case
 from tests.emulator import control
-from tests.emulator.counts import FILL, SCAN, SORT, LaunchCounts, counted
+from tests.emulator.counts import FILL, SCAN, SELECT, SORT, LaunchCounts, counted
 
 pytestmark = pytest.mark.emulated
 
@@ -143,6 +143,18 @@ def test_fills_and_sorts_are_launches() -> None:
         ops.embedding_sparse_backward(torch.ones(3000, 8), many, 50, coalesced=True)
     libraries = [launch.kernel for launch in launches if launch.is_library]
     assert libraries == [SORT, SCAN]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8], ids=str)
+def test_a_sparse_gradient_takes_two_kernels_and_a_selection(dtype: torch.dtype) -> None:
+    grad, indices = torch.ones(100, 8), (torch.arange(100) % 7).to(dtype)
+    with counted() as launches:
+        ops.embedding_sparse_backward(grad, indices, 50)
+    assert [launch.is_library for launch in launches] == [False, False]
+    with counted() as launches:
+        ops.embedding_sparse_backward(grad, indices, 50, 3)
+    assert launches[0].kernel == SELECT
+    assert [launch.is_library for launch in launches] == [True, False, False]
 
 
 @pytest.mark.parametrize("op", list(dict.fromkeys(case.op for case in CASES)))

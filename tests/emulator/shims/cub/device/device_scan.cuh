@@ -12,10 +12,12 @@ struct DeviceScan {
   static cudaError_t InclusiveSum(void* workspace, size_t& bytes, const Input& input,
                                   Output* output, int count, cudaStream_t /*stream*/) {
     if (workspace == nullptr) {
-      bytes = ::emulator::kScanBytes;
+      bytes = ::emulator::kWorkspaceBytes;
       return cudaSuccess;
     }
-    if (const auto error = ::emulator::check_scan(workspace, bytes, output, count * sizeof(Output));
+    const size_t output_bytes = count * sizeof(Output);
+    if (const auto error =
+            ::emulator::check_cub("scan", workspace, bytes, {{output, output_bytes}});
         error != cudaSuccess) {
       return error;
     }

@@ -1,4 +1,4 @@
-// In place of Thrust's: what shims/cub/device/device_scan.cuh asks of it.
+// In place of Thrust's: what shims/cub/device/*.cuh ask of it.
 #pragma once
 
 namespace thrust {
