@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import embed_ext
 
@@ -165,6 +166,20 @@ def assert_same_step(ours: nn.Module, theirs: nn.Module, indices: Tensor) -> Non
         expected_grad = expected_parameters[name].grad
         assert expected_grad is not None and parameter.grad is not None
         assert_close(parameter.grad, expected_grad)
+
+
+class OpLog(TorchDispatchMode):
+    """Notes the name of each op that runs under it, as in "aten.add.Tensor"."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        self.calls.append(str(func))
+        return func(*args, **(kwargs or {}))
 
 
 def run_python(

@@ -13,10 +13,9 @@ from torch.func import functionalize
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode
 from torch.testing._internal.two_tensor import TwoTensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import embed_ext
-from tests.common import INDEX_DTYPES, assert_close, make_indices, make_table
+from tests.common import INDEX_DTYPES, OpLog, assert_close, make_indices, make_table
 from tests.composability.lookups import (
     LOOKUPS,
     OPTIONS,
@@ -107,18 +106,6 @@ class FunctionLog(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> object:
         self.calls.append(func)
-        return func(*args, **(kwargs or {}))
-
-
-class OpLog(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[str] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> object:
-        self.calls.append(str(func))
         return func(*args, **(kwargs or {}))
 
 
