@@ -15,6 +15,7 @@ from embed_ext._info import build_info
 from embed_ext._kept_gradient import set_verify_kept_gradients, verify_kept_gradients
 from embed_ext._memory import cached_bytes, empty_cache
 from embed_ext._version import __version__
+from embed_ext.clip import clip_grad_norm_, clip_grad_value_, get_total_norm
 from embed_ext.convert import ConversionReport, convert, revert
 from embed_ext.function import EmbeddingFunction
 from embed_ext.modules import Embedding
@@ -28,9 +29,12 @@ __all__ = [
     "build_info",
     "cached_bytes",
     "check_indices",
+    "clip_grad_norm_",
+    "clip_grad_value_",
     "convert",
     "empty_cache",
     "functional",
+    "get_total_norm",
     "index_check",
     "reference",
     "revert",
