@@ -178,8 +178,7 @@ def _coalesced_grads(owners: list[Tensor]) -> list[Tensor]:
 
 
 def _owners_of_entries(grads: list[Tensor]) -> list[Tensor]:
-    # torch's functions read nothing of a parameter but its .grad. What is written to values()
-    # counts as written to the gradient, unlike what is written to _values().
+    # torch's functions read nothing of a parameter but its .grad.
     entries = [grad.values() if _is_sparse(grad) else grad for grad in grads]
     return cast("list[Tensor]", [SimpleNamespace(grad=grad) for grad in entries])
 
