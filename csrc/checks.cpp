@@ -37,13 +37,6 @@ bool has_gradient(at::ScalarType type) {
   }
 }
 
-void check_own_memory(const char* op, const char* name, const at::Tensor& tensor) {
-  TORCH_CHECK(at::has_internal_overlap(tensor) != at::MemOverlap::Yes, op, ": expected a ", name,
-              " whose elements each have a memory location of their own, since it is written in "
-              "place, but its strides are ",
-              tensor.strides(), "; clone() it first");
-}
-
 // [2, 5] for flat position 11 of shape (3, 3 + ...), as a reader would index the tensor.
 std::string coordinates(int64_t position, at::IntArrayRef sizes) {
   std::vector<int64_t> at_dim(sizes.size());
@@ -57,6 +50,13 @@ std::string coordinates(int64_t position, at::IntArrayRef sizes) {
 }
 
 }  // namespace
+
+void check_own_memory(const char* op, const char* name, const at::Tensor& tensor) {
+  TORCH_CHECK(at::has_internal_overlap(tensor) != at::MemOverlap::Yes, op, ": expected a ", name,
+              " whose elements each have a memory location of their own, since it is written in "
+              "place, but its strides are ",
+              tensor.strides(), "; clone() it first");
+}
 
 bool share_memory(const at::Tensor& a, const at::Tensor& b) {
   const auto known = [](const at::Tensor& tensor) {  // a compiler's stand-ins have no memory yet

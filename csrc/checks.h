@@ -19,6 +19,9 @@ void check_lookup(const char* op, const at::Tensor& weight, const at::Tensor& in
 void check_grad(const char* op, const at::Tensor& grad_output, const at::Tensor& indices,
                 const c10::SymInt& num_weights);
 
+// tensor is written in place: no two of its elements share a memory location.
+void check_own_memory(const char* op, const char* name, const at::Tensor& tensor);
+
 // Whether what lies from the first to the last element of each overlaps.
 bool share_memory(const at::Tensor& a, const at::Tensor& b);
 

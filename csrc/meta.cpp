@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include "checks.h"
+#include "update_checks.h"
 
 namespace embed_ext {
 namespace {
@@ -51,6 +52,33 @@ void embedding_renorm_meta(const at::Tensor& weight, const at::Tensor& indices, 
   check_renorm("embedding_renorm_", weight, indices, max_norm, norm_type);
 }
 
+void embedding_sgd_meta(const at::Tensor& weight, const std::optional<at::Tensor>& momentum_buffer,
+                        const at::Tensor& indices, const at::Tensor& values, double /*lr*/,
+                        double /*weight_decay*/, double /*momentum*/, double /*dampening*/,
+                        bool /*nesterov*/, bool /*maximize*/, std::optional<int64_t> seed) {
+  const auto buffer = momentum_buffer.value_or(at::Tensor());
+  check_update("embedding_sgd_", weight, indices, values, {{"momentum_buffer", buffer, false}},
+               seed);
+}
+
+void embedding_adagrad_meta(const at::Tensor& weight, const at::Tensor& sum,
+                            const at::Tensor& indices, const at::Tensor& values, double /*lr*/,
+                            double /*weight_decay*/, double /*eps*/, bool /*maximize*/,
+                            std::optional<int64_t> seed) {
+  check_update("embedding_adagrad_", weight, indices, values, {{"sum", sum, true}}, seed);
+}
+
+void embedding_adam_meta(const at::Tensor& weight, const at::Tensor& exp_avg,
+                         const at::Tensor& exp_avg_sq, const at::Tensor& indices,
+                         const at::Tensor& values, double /*lr*/, double /*beta1*/,
+                         double /*beta2*/, double /*eps*/, double /*weight_decay*/,
+                         bool /*decoupled*/, int64_t step, bool /*maximize*/,
+                         std::optional<int64_t> seed) {
+  check_update("embedding_adam_", weight, indices, values,
+               {{"exp_avg", exp_avg, false}, {"exp_avg_sq", exp_avg_sq, true}}, seed);
+  check_step("embedding_adam_", step);
+}
+
 }  // namespace
 }  // namespace embed_ext
 
@@ -60,4 +88,7 @@ TORCH_LIBRARY_IMPL(embed_ext, Meta, m) {
   m.impl("embedding_sparse_backward", TORCH_FN(embed_ext::embedding_sparse_backward_meta));
   m.impl("embedding_grad_add_", TORCH_FN(embed_ext::embedding_grad_add_meta));
   m.impl("embedding_renorm_", TORCH_FN(embed_ext::embedding_renorm_meta));
+  m.impl("embedding_sgd_", TORCH_FN(embed_ext::embedding_sgd_meta));
+  m.impl("embedding_adagrad_", TORCH_FN(embed_ext::embedding_adagrad_meta));
+  m.impl("embedding_adam_", TORCH_FN(embed_ext::embedding_adam_meta));
 }

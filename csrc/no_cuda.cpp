@@ -14,8 +14,9 @@ void raise_no_cuda(const c10::OperatorHandle& op, torch::jit::Stack* /*stack*/) 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(embed_ext, CUDA, m) {
-  for (const char* op : {"embedding", "embedding_dense_backward", "embedding_sparse_backward",
-                         "embedding_grad_add_", "embedding_renorm_"}) {
+  for (const char* op :
+       {"embedding", "embedding_dense_backward", "embedding_sparse_backward", "embedding_grad_add_",
+        "embedding_renorm_", "embedding_sgd_", "embedding_adagrad_", "embedding_adam_"}) {
     m.impl(op, torch::CppFunction::makeFromBoxedFunction<&raise_no_cuda>());
   }
 }

@@ -1,8 +1,9 @@
 // The operators of the `embed_ext` namespace. Every kernel elsewhere registers against these lines.
 //
-// Shapes: weight [V, D], indices [...], grad_weight [V, D], out and grad_output [..., D].
-// `padding_idx = -1` means "no padding row"; the Python layer resolves negative rows before it
-// calls.
+// Shapes: weight [V, D], indices [...], grad_weight [V, D], out and grad_output [..., D]. Of
+// updates: indices [U] ascending and values [U, D], the parts of a coalesced gradient; states [V,
+// D] or [V]. `padding_idx = -1` means "no padding row"; the Python layer resolves negative rows
+// before it calls.
 #include <torch/library.h>
 
 TORCH_LIBRARY(embed_ext, m) {
@@ -27,5 +28,21 @@ TORCH_LIBRARY(embed_ext, m) {
   m.def(
       "embedding_renorm_(Tensor(a!) weight, Tensor indices, float max_norm, float norm_type=2.0) "
       "-> ()",
+      tags);
+
+  m.def(
+      "embedding_sgd_(Tensor(a!) weight, Tensor(b!)? momentum_buffer, Tensor indices, "
+      "Tensor values, float lr, float weight_decay=0., float momentum=0., float dampening=0., "
+      "bool nesterov=False, bool maximize=False, int? seed=None) -> ()",
+      tags);
+  m.def(
+      "embedding_adagrad_(Tensor(a!) weight, Tensor(b!) sum, Tensor indices, Tensor values, "
+      "float lr, float weight_decay=0., float eps=1e-10, bool maximize=False, int? seed=None) "
+      "-> ()",
+      tags);
+  m.def(
+      "embedding_adam_(Tensor(a!) weight, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, "
+      "Tensor indices, Tensor values, float lr, float beta1, float beta2, float eps, "
+      "float weight_decay, bool decoupled, int step, bool maximize=False, int? seed=None) -> ()",
       tags);
 }

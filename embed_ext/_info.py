@@ -16,6 +16,9 @@ OPS = (
     "embedding_sparse_backward",
     "embedding_grad_add_",
     "embedding_renorm_",
+    "embedding_sgd_",
+    "embedding_adagrad_",
+    "embedding_adam_",
 )
 
 

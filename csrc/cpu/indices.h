@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <atomic>
+#include <optional>
 
 #include "../checks.h"
 
@@ -64,12 +65,16 @@ class BadIndex {
     }
   }
 
+  std::optional<int64_t> position() const {
+    const int64_t first = first_.load();
+    return first == kNone ? std::nullopt : std::optional(first);
+  }
+
   template <class Index>
   void raise_if_any(const char* op, const Index* indices, at::IntArrayRef sizes,
                     int64_t num_rows) const {
-    const int64_t position = first_.load();
-    if (position != kNone) {
-      raise_index_error(op, indices[position], position, sizes, num_rows);
+    if (const auto first = position()) {
+      raise_index_error(op, indices[*first], *first, sizes, num_rows);
     }
   }
 

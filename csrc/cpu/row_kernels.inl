@@ -5,32 +5,6 @@
 namespace embed_ext::cpu::EMBED_EXT_CAPABILITY {
 namespace {
 
-// Rows fetched ahead of their use; table rows are scattered, so the hardware does not guess them.
-constexpr int64_t kPrefetchRows = 16;
-constexpr int64_t kPrefetchBytes = 256;  // of a row; the hardware streams in the rest
-// A table of long rows: fewer of them, further in.
-constexpr int64_t kPrefetchLongRows = 4;
-constexpr int64_t kLongRowBytes = 1024;
-
-// How far ahead rows of a table are fetched: those to be read, and those to be added to.
-struct Ahead {
-  explicit Ahead(int64_t row_bytes) {
-    if (row_bytes >= kLongRowBytes) {
-      rows = kPrefetchLongRows;
-      bytes = kLongRowBytes;
-    }
-  }
-  int64_t rows = kPrefetchRows;
-  int64_t bytes = kPrefetchBytes;
-};
-
-inline void prefetch_row(const char* row, int64_t row_bytes, int64_t most = kPrefetchBytes) {
-  const int64_t bytes = row_bytes < most ? row_bytes : most;
-  for (int64_t offset = 0; offset < bytes; offset += 64) {
-    __builtin_prefetch(row + offset);
-  }
-}
-
 // Whole cache lines past the caches: the line to be overwritten is then not read first, and what
 // is in the caches stays there. to [bytes] aligned to a line, bytes a multiple of one.
 inline void stream_lines(char* to, const char* from, int64_t bytes) {
@@ -101,76 +75,8 @@ void copy_rows(const GatherTask<Index>& task) {
   }
 }
 
-template <class T>
-using Vec __attribute__((vector_size(EMBED_EXT_VECTOR_BYTES))) = T;
-template <class T>
-using HalfVec __attribute__((vector_size(EMBED_EXT_VECTOR_BYTES / 2))) = T;
-
-template <class Acc>
-constexpr int64_t kLanes = EMBED_EXT_VECTOR_BYTES / int64_t(sizeof(Acc));
-
 // Accumulators of a token loop; they stay in registers, of which every instruction set has more.
 constexpr int kMostVectors = 8;
-
-template <class In>
-using AccumulatorOf = std::conditional_t<std::is_same_v<In, double>, double, float>;
-
-// One vector of elements as accumulators, and back. Unaligned: a row may start anywhere.
-inline void load(const float* from, Vec<float>& to) { std::memcpy(&to, from, sizeof(to)); }
-inline void load(const double* from, Vec<double>& to) { std::memcpy(&to, from, sizeof(to)); }
-inline void store(const Vec<float>& from, float* to) { std::memcpy(to, &from, sizeof(from)); }
-inline void store(const Vec<double>& from, double* to) { std::memcpy(to, &from, sizeof(from)); }
-
-inline void load(const c10::BFloat16* from, Vec<float>& to) {
-  HalfVec<uint16_t> bits;
-  std::memcpy(&bits, from, sizeof(bits));
-  const Vec<uint32_t> wide = __builtin_convertvector(bits, Vec<uint32_t>) << 16;
-  std::memcpy(&to, &wide, sizeof(to));
-}
-
-// Rounds to nearest, ties to even; a NaN stays one.
-inline void store(const Vec<float>& from, c10::BFloat16* to) {
-  Vec<uint32_t> bits;
-  std::memcpy(&bits, &from, sizeof(bits));
-  const Vec<uint32_t> rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
-  const auto is_nan = from != from;
-  Vec<uint32_t> nan_mask;
-  std::memcpy(&nan_mask, &is_nan, sizeof(nan_mask));
-  const auto chosen = (nan_mask & 0x7FC0u) | (~nan_mask & rounded);
-  const auto narrow = __builtin_convertvector(chosen, HalfVec<uint16_t>);
-  std::memcpy(to, &narrow, sizeof(narrow));
-}
-
-inline void load(const c10::Half* from, Vec<float>& to) {
-#if EMBED_EXT_VECTOR_BYTES == 64
-  const auto bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-  const __m512 wide = _mm512_maskz_cvtph_ps(0xFFFF, bits);  // the plain form warns in GCC 12
-  std::memcpy(&to, &wide, sizeof(to));
-#elif EMBED_EXT_VECTOR_BYTES == 32
-  const __m256 wide = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-  std::memcpy(&to, &wide, sizeof(to));
-#else
-  for (int64_t lane = 0; lane < kLanes<float>; ++lane) {
-    to[lane] = static_cast<float>(from[lane]);
-  }
-#endif
-}
-
-inline void store(const Vec<float>& from, c10::Half* to) {
-#if EMBED_EXT_VECTOR_BYTES == 64
-  const __m256i narrow =
-      _mm512_maskz_cvtps_ph(0xFFFF, _mm512_loadu_ps(&from), _MM_FROUND_TO_NEAREST_INT);
-  std::memcpy(to, &narrow, sizeof(narrow));
-#elif EMBED_EXT_VECTOR_BYTES == 32
-  const __m128i narrow = _mm256_cvtps_ph(_mm256_loadu_ps(reinterpret_cast<const float*>(&from)),
-                                         _MM_FROUND_TO_NEAREST_INT);
-  std::memcpy(to, &narrow, sizeof(narrow));
-#else
-  for (int64_t lane = 0; lane < kLanes<float>; ++lane) {
-    to[lane] = static_cast<c10::Half>(from[lane]);
-  }
-#endif
-}
 
 // The tokens of one run, and what becomes of their sum.
 template <class In, class Out, class TokenT>

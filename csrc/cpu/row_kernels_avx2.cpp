@@ -1,4 +1,5 @@
 #include "row_kernels.h"
+#include "update_kernels.h"
 
 #if defined(__x86_64__)
 
@@ -6,6 +7,7 @@
 #include <c10/util/Half.h>
 #include <immintrin.h>
 
+#include <cmath>
 #include <cstring>
 #include <type_traits>
 
@@ -17,7 +19,11 @@
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
 #endif
+// In this order.
+#include "vectors.inl"
+
 #include "row_kernels.inl"
+#include "update_kernels.inl"
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

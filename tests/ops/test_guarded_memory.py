@@ -12,9 +12,11 @@ import pytest
 from tests.common import run_python
 
 GUARDED = f"""
-import ctypes, mmap, sys, torch, embed_ext
+import ctypes, itertools, mmap, sys, torch, embed_ext
+from dataclasses import replace
 sys.path.append({str(Path(__file__).resolve().parents[2])!r})
 from tests.common import REAL_DTYPES, assert_same_bits, make_indices, make_table
+from tests.ops.updates import METHODS, make_update
 
 libc, ops, maps = ctypes.CDLL(None), torch.ops.embed_ext, []
 
@@ -56,6 +58,14 @@ for dtype in REAL_DTYPES:
                 ops.embedding_renorm_(actual, at_the_end, 0.5)
                 ops.embedding_renorm_(expected, indices, 0.5)
                 assert_same_bits(actual, expected)
+
+for dtype in REAL_DTYPES:
+    for width, count, name in itertools.product((1, 16, 33, 130), (1, 17, 50), METHODS):
+        update = make_update(METHODS[name], 50, width, count, dtype)
+        at_the_end = update.map(guarded)
+        at_the_end = replace(at_the_end, indices=guarded(update.indices))
+        for actual, expected in zip(at_the_end.run(), update.run(), strict=True):
+            assert_same_bits(actual, expected)
 
 # An output that is streamed.
 weight, indices = make_table(50, 512), make_indices((9001,), 50)

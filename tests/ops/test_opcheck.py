@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.common import GRAD_DTYPES, INDEX_DTYPES, make_indices, make_table
+from tests.ops.updates import METHODS, make_update
 
 ops = torch.ops.embed_ext
 
@@ -103,3 +104,12 @@ def test_renorm(device: str) -> None:
     weight, indices = make_table(9, 4, device=device), make_indices((3, 4), 9, device=device)
     for max_norm, norm_type in ((1.0, 2.0), (100.0, 1.0)):
         check(ops.embedding_renorm_, weight.clone(), indices, max_norm, norm_type)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_updates(device: str, dtype: torch.dtype, name: str) -> None:
+    for count in (0, 4):
+        update = make_update(METHODS[name], 9, 4, count, dtype, device)
+        arguments = (update.weight, *update.states, update.indices, update.values)
+        check(getattr(ops, update.method.op), *arguments, *update.method.options)

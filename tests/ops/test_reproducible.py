@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tests.common import (
     make_table,
     run_python,
 )
+from tests.ops.updates import METHODS, make_update
 
 ops = torch.ops.embed_ext
 
@@ -46,6 +48,13 @@ def renormed(weight: Tensor, indices: Tensor) -> Tensor:
     return copy
 
 
+def updated(name: str, dtype: torch.dtype) -> Tensor:
+    """What an optimizer's update of most rows leaves, all of it as one row."""
+    update = make_update(METHODS[name], ROWS, WIDTH, ROWS - 100, dtype)
+    seed = 3 if dtype in (torch.bfloat16, torch.float16) else None
+    return torch.cat([written.double().flatten() for written in update.run(seed=seed)])
+
+
 COMPUTATIONS: dict[str, Callable[[torch.dtype], Tensor]] = {
     "embedding": lambda dtype: ops.embedding(make_table(ROWS, WIDTH, dtype), tokens()),
     "strided embedding": lambda dtype: ops.embedding(make_table(WIDTH, ROWS, dtype).t(), tokens()),
@@ -62,6 +71,7 @@ COMPUTATIONS: dict[str, Callable[[torch.dtype], Tensor]] = {
         make_table(TOKENS, WIDTH, dtype), tokens(), ROWS, 5, False, True
     )._values(),
     "renorm": lambda dtype: renormed(make_table(ROWS, WIDTH, dtype), tokens()),
+    **{name: partial(updated, name) for name in METHODS},
 }
 
 
@@ -121,10 +131,11 @@ def test_large_batches(name: str, index_dtype: torch.dtype, scale_grad_by_freq: 
 
 # The package may be installed elsewhere; the tests are here.
 DIGEST = f"""
-import hashlib, math, sys, torch, embed_ext
+import hashlib, itertools, math, sys, torch, embed_ext
 from embed_ext import _C
 sys.path.append({str(Path(__file__).resolve().parents[2])!r})
-from tests.common import GRAD_DTYPES, bits, make_indices, make_table
+from tests.common import GRAD_DTYPES, REAL_DTYPES, bits, make_indices, make_table
+from tests.ops.updates import METHODS, make_update
 
 ops, digest = torch.ops.embed_ext, hashlib.sha256()
 for dtype in GRAD_DTYPES:
@@ -147,6 +158,13 @@ for dtype in GRAD_DTYPES:
         ):
             parts = torch.view_as_real(out) if dtype.is_complex else out
             digest.update(bits(parts.masked_fill(parts.isnan(), math.nan)).numpy().tobytes())
+for dtype, width, name in itertools.product(REAL_DTYPES, (1, 16, 21, 600), METHODS):
+    for seed in (None, 3) if dtype.itemsize == 2 else (None,):
+        update = make_update(METHODS[name], 60, width, 40, dtype)
+        update.values[:3] = torch.tensor([[math.nan], [math.inf], [torch.finfo(dtype).tiny / 4]])
+        for written in update.run(seed=seed):
+            written.masked_fill_(written.isnan(), math.nan)
+            digest.update(bits(written).numpy().tobytes())
 print(_C.cpu_capability(), digest.hexdigest())
 """
 

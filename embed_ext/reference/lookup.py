@@ -1,7 +1,4 @@
-"""What the ops compute, in plain PyTorch: the specification, the oracle of the tests.
-
-These are written to be read, not to be quick, and they check nothing.
-"""
+"""The lookup, its gradients and max_norm, in plain PyTorch."""
 
 from __future__ import annotations
 

@@ -1,0 +1,37 @@
+// Adagrad on the CPU for the rows of a gradient: one pass over weight and sum together.
+#include <torch/library.h>
+
+#include "update.h"
+
+namespace embed_ext::cpu {
+namespace {
+
+constexpr const char* kOp = "embedding_adagrad_";
+
+// weight [V, D], sum [V, D] or [V], indices [U], values [U, D]
+void embedding_adagrad_(const at::Tensor& weight, const at::Tensor& sum, const at::Tensor& indices,
+                        const at::Tensor& values, double lr, double weight_decay, double eps,
+                        bool maximize, std::optional<int64_t> seed) {
+  check_update(kOp, weight, indices, values, {{"sum", sum, true}}, seed);
+  check_ascending(kOp, indices, weight.size(0));
+  with_update_types(weight.scalar_type(), [&](auto element, auto accumulator) {
+    using T = decltype(element);
+    using Acc = decltype(accumulator);
+    const SeenGradient<Acc> gradient{maximize ? Acc(-1) : Acc(1), static_cast<Acc>(weight_decay)};
+    const auto rate = static_cast<Acc>(lr), smallest = static_cast<Acc>(eps);
+    if (sum.dim() == 1) {
+      update<T>(weight, indices, values, seed,
+                RowwiseAdagrad<Acc>{gradient, rate, smallest, rows_of(sum)});
+    } else {
+      update<T>(weight, indices, values, seed,
+                Adagrad<Acc>{gradient, rate, smallest, {rows_of(sum)}});
+    }
+  });
+}
+
+}  // namespace
+}  // namespace embed_ext::cpu
+
+TORCH_LIBRARY_IMPL(embed_ext, CPU, m) {
+  m.impl("embedding_adagrad_", TORCH_FN(embed_ext::cpu::embedding_adagrad_));
+}

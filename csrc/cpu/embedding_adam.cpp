@@ -1,0 +1,52 @@
+// Adam and AdamW on the CPU for the rows of a gradient: one pass over weight and moments together.
+#include <torch/library.h>
+
+#include <cmath>
+
+#include "update.h"
+
+namespace embed_ext::cpu {
+namespace {
+
+constexpr const char* kOp = "embedding_adam_";
+
+// weight and exp_avg [V, D], exp_avg_sq [V, D] or [V], indices [U], values [U, D]
+void embedding_adam_(const at::Tensor& weight, const at::Tensor& exp_avg,
+                     const at::Tensor& exp_avg_sq, const at::Tensor& indices,
+                     const at::Tensor& values, double lr, double beta1, double beta2, double eps,
+                     double weight_decay, bool decoupled, int64_t step, bool maximize,
+                     std::optional<int64_t> seed) {
+  check_update(kOp, weight, indices, values,
+               {{"exp_avg", exp_avg, false}, {"exp_avg_sq", exp_avg_sq, true}}, seed);
+  check_step(kOp, step);
+  check_ascending(kOp, indices, weight.size(0));
+  with_update_types(weight.scalar_type(), [&](auto element, auto accumulator) {
+    using T = decltype(element);
+    using Acc = decltype(accumulator);
+    const SeenGradient<Acc> gradient{maximize ? Acc(-1) : Acc(1),
+                                     static_cast<Acc>(decoupled ? 0 : weight_decay)};
+    const AdamRates<Acc> rates{
+        static_cast<Acc>(lr / (1 - std::pow(beta1, step))),
+        static_cast<Acc>(decoupled ? 1 - lr * weight_decay : 1),
+        static_cast<Acc>(1 - beta1),
+        static_cast<Acc>(beta2),
+        static_cast<Acc>(1 - beta2),
+        static_cast<Acc>(std::sqrt(1 - std::pow(beta2, step))),
+        static_cast<Acc>(eps),
+    };
+    if (exp_avg_sq.dim() == 1) {
+      update<T>(weight, indices, values, seed,
+                RowwiseAdam<Acc>{gradient, rates, {rows_of(exp_avg)}, rows_of(exp_avg_sq)});
+    } else {
+      update<T>(weight, indices, values, seed,
+                Adam<Acc>{gradient, rates, {rows_of(exp_avg), rows_of(exp_avg_sq)}});
+    }
+  });
+}
+
+}  // namespace
+}  // namespace embed_ext::cpu
+
+TORCH_LIBRARY_IMPL(embed_ext, CPU, m) {
+  m.impl("embedding_adam_", TORCH_FN(embed_ext::cpu::embedding_adam_));
+}

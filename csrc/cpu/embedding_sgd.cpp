@@ -1,0 +1,42 @@
+// SGD on the CPU for the rows of a gradient: one pass over weight and momentum_buffer together.
+#include <torch/library.h>
+
+#include "update.h"
+
+namespace embed_ext::cpu {
+namespace {
+
+constexpr const char* kOp = "embedding_sgd_";
+
+// weight and momentum_buffer [V, D], indices [U], values [U, D]
+void embedding_sgd_(const at::Tensor& weight, const std::optional<at::Tensor>& momentum_buffer,
+                    const at::Tensor& indices, const at::Tensor& values, double lr,
+                    double weight_decay, double momentum, double dampening, bool nesterov,
+                    bool maximize, std::optional<int64_t> seed) {
+  const auto buffer = momentum_buffer.value_or(at::Tensor());
+  check_update(kOp, weight, indices, values, {{"momentum_buffer", buffer, false}}, seed);
+  check_ascending(kOp, indices, weight.size(0));
+  with_update_types(weight.scalar_type(), [&](auto element, auto sum) {
+    using T = decltype(element);
+    using Acc = decltype(sum);
+    const SeenGradient<Acc> gradient{maximize ? Acc(-1) : Acc(1), static_cast<Acc>(weight_decay)};
+    if (buffer.defined()) {
+      update<T>(weight, indices, values, seed,
+                MomentumSgd<Acc>{gradient,
+                                 static_cast<Acc>(lr),
+                                 static_cast<Acc>(momentum),
+                                 static_cast<Acc>(1 - dampening),
+                                 nesterov,
+                                 {rows_of(buffer)}});
+    } else {
+      update<T>(weight, indices, values, seed, Sgd<Acc>{gradient, static_cast<Acc>(lr)});
+    }
+  });
+}
+
+}  // namespace
+}  // namespace embed_ext::cpu
+
+TORCH_LIBRARY_IMPL(embed_ext, CPU, m) {
+  m.impl("embedding_sgd_", TORCH_FN(embed_ext::cpu::embedding_sgd_));
+}
