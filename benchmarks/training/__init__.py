@@ -1,0 +1,1 @@
+"""What training a table costs, optimizer included, whoever makes its gradient."""

@@ -1,0 +1,104 @@
+"""Checks that trainers of a method do the same, then times their steps in turns."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.cases import Case, make_data
+from benchmarks.record import significant
+from benchmarks.stats import summarise
+from benchmarks.timing import MIN_ROUNDS, garbage_collection_paused
+from benchmarks.training.trainers import SUBJECT, Trained, Trainer
+from benchmarks.verify import WrongResult
+
+BATCHES = 4
+# While steps are timed the table stays what it was, whatever the number of rounds.
+TIMED_RATE = 1e-6
+CHECKED_RATE = 0.1
+
+
+@dataclass(frozen=True)
+class Options:
+    """How long is measured."""
+
+    rounds: int = 15
+    budget: float = 20.0  # seconds for the steps of one method on one case
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one trainer took; seconds a step."""
+
+    case: str
+    num_embeddings: int
+    method: str
+    trainer: str
+    median: float
+    p10: float
+    p90: float
+    rounds: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def check_alike(trained: dict[str, Trained], batches: Sequence[Tensor], grad_output: Tensor) -> None:
+    """Take a step with each on all batches; tables that differ by more than rounding raise."""
+    for one in trained.values():
+        for indices in batches:
+            one.step(indices, grad_output)
+    expected = trained[SUBJECT].weight()
+    for name, other in trained.items():
+        difference = float((other.weight() - expected).abs().max())
+        if not difference <= 1e-3 * CHECKED_RATE:
+            raise WrongResult(f"{name} moves an element by {difference:.3g} more than {SUBJECT}")
+
+
+def measure(case: Case, trainers: Sequence[Trainer], options: Options) -> Iterator[Timing]:
+    """The trainers of one method on one case; those that are missing here are left out."""
+    data = make_data(case, batches=BATCHES, device="cpu", seed=options.seed)
+    present = [trainer for trainer in trainers if trainer.unavailable() is None]
+
+    def build_all(learning_rate: float) -> dict[str, Trained]:
+        return {t.name: t.build(data.weight.clone(), learning_rate) for t in present}
+
+    # One batch: dense Adam goes on to move rows that no later batch has.
+    check_alike(build_all(CHECKED_RATE), data.batches[:1], data.grad_output)
+    trained = build_all(TIMED_RATE)
+    seconds: dict[str, list[float]] = {name: [] for name in trained}
+    shuffler, begun = random.Random(options.seed), time.perf_counter()
+    with garbage_collection_paused():
+        for done in range(options.rounds):
+            if done >= MIN_ROUNDS and time.perf_counter() - begun > options.budget:
+                break
+            for name in shuffler.sample(sorted(trained), len(trained)):
+                start = time.perf_counter()
+                trained[name].step(data.batches[done % BATCHES], data.grad_output)
+                seconds[name].append(time.perf_counter() - start)
+    for name, own in seconds.items():
+        summary = summarise(own)
+        yield Timing(
+            case.name,
+            case.num_embeddings,
+            trainers[0].method,
+            name,
+            significant(summary.median),
+            significant(summary.p10),
+            significant(summary.p90),
+            len(own),
+        )
+
+
+def set_threads(count: int | None) -> int:
+    """Use that many threads, if it is given; returns how many are used."""
+    if count is not None:
+        torch.set_num_threads(count)
+    return torch.get_num_threads()
