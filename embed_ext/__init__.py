@@ -9,7 +9,7 @@ torch.Size([2, 2, 3])
 from __future__ import annotations
 
 from embed_ext import _library as _library  # loads the compiled part; everything below needs it
-from embed_ext import functional, reference, routing
+from embed_ext import functional, optim, reference, routing
 from embed_ext._index_check import check_indices, index_check, set_index_check
 from embed_ext._info import build_info
 from embed_ext._kept_gradient import set_verify_kept_gradients, verify_kept_gradients
@@ -36,6 +36,7 @@ __all__ = [
     "functional",
     "get_total_norm",
     "index_check",
+    "optim",
     "reference",
     "revert",
     "route",

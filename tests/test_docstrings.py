@@ -22,7 +22,7 @@ MODULES = [
     "embed_ext",
     *(
         module.name
-        for module in pkgutil.iter_modules(embed_ext.__path__, "embed_ext.")
+        for module in pkgutil.walk_packages(embed_ext.__path__, "embed_ext.")
         if module.name not in ("embed_ext._C", "embed_ext.__main__")
         and (module.name != "embed_ext._sharding" or torch.distributed.is_available())
     ),
@@ -32,7 +32,7 @@ MODULES = [
 def public_names() -> dict[str, Any]:
     """The functions and classes that users are meant to call, by dotted name."""
     found = {}
-    for module in (embed_ext, embed_ext.functional, embed_ext.reference):
+    for module in (embed_ext, embed_ext.functional, embed_ext.optim, embed_ext.reference):
         for name in module.__all__:
             value = getattr(module, name)
             if inspect.isfunction(value) or inspect.isclass(value):

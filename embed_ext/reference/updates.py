@@ -130,8 +130,8 @@ def embedding_adam_(
         >>> reference.embedding_adam_(
         ...     weight, mean, square, torch.tensor([1]), torch.ones(1, 1),
         ...     0.5, 0.9, 0.999, 1e-8, 0.0, False, step=1)
-        >>> weight.flatten().tolist()
-        [1.0, 0.5, 1.0]
+        >>> weight.flatten()
+        tensor([1.0000, 0.5000, 1.0000])
     """
     row, grad = _operands(weight, indices, values, maximize)
     if decoupled:

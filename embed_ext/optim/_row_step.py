@@ -1,0 +1,280 @@
+"""Rows in use are stepped by this library's ops; everything else is torch's optimizer's.
+
+An optimizer of this package is torch's with :class:`RowOptimizer` in front of it. `step()` takes
+the gradients of tables away, lets torch's step see what is left, updates the rows in use, and puts
+the gradients back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, NoReturn, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from embed_ext._row_gradients import coalesced
+from embed_ext._support import why_not
+
+_LOW_PRECISION = (torch.bfloat16, torch.float16)
+_DTYPES = (torch.float32, torch.float64, *_LOW_PRECISION)
+_NOT_FOR_ROWS = ("amsgrad", "capturable", "differentiable")
+_64_BITS = (1 << 64) - 1
+
+
+def is_low_precision_table(parameter: Tensor) -> bool:
+    """Whether a parameter may be a table whose states are wider than itself."""
+    return parameter.dtype in _LOW_PRECISION and parameter.dim() == 2
+
+
+def lazy_zeros(table: Tensor, per_row: bool = False) -> Tensor:
+    """Return the state that a table [V, D] begins with: zeros [V, D], or [V] if `per_row`.
+
+    Float64 for float64, else float32. The one place where memory for tables is made.
+    """
+    dtype = torch.float64 if table.dtype == torch.float64 else torch.float32
+    shape = table.shape[:1] if per_row else table.shape
+    return torch.zeros(shape, dtype=dtype, device=table.device)
+
+
+def step_seed(seed: int, position: int, step: int) -> int:
+    """Return a seed, an int64, for one step of one table.
+
+    The finalizer of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
+    generators", 2014) after each of the three numbers, so that neighbours have nothing in common.
+    """
+    mixed = 0
+    for part in (seed, position, step):
+        mixed = (mixed + part + 0x9E3779B97F4A7C15) & _64_BITS
+        mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 & _64_BITS
+        mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB & _64_BITS
+        mixed ^= mixed >> 31
+    return mixed - (1 << 64) if mixed >> 63 else mixed
+
+
+def step_of(state: dict[str, Any]) -> Tensor:
+    """Return the count of a table's steps in its state, a 0-dim tensor, on the CPU to be read."""
+    step = state.get("step")
+    if step is None:
+        return torch.zeros((), dtype=torch.float32, device="cpu")
+    return torch.as_tensor(step, device="cpu")
+
+
+@dataclass
+class RowStep:
+    """What one step does to one table.
+
+    Attributes:
+        table: shape ``(V, D)``.
+        grad: what ``table.grad`` was and will be.
+        position: of the table among the optimizer's parameters, as in its ``state_dict()``.
+        group: its group.
+        options: of the op, as numbers; see ``RowOptimizer._row_options``.
+        indices: shape ``(U)``, ascending.
+        values: shape ``(U, D)``.
+    """
+
+    table: Tensor
+    grad: Tensor
+    position: int
+    group: dict[str, Any]
+    options: dict[str, Any]
+    indices: Tensor
+    values: Tensor
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether rows are rounded at random."""
+        return bool(self.group["stochastic_rounding"]) and is_low_precision_table(self.table)
+
+    def seed(self, step: int) -> int | None:
+        """Return the seed of the table's step of that number, None to round to nearest."""
+        return step_seed(self.group["seed"], self.position, step) if self.stochastic else None
+
+
+class RowOptimizer(Optimizer):
+    """What is put before a class of ``torch.optim`` so that it steps rows of tables.
+
+    A subclass names the states of a table and says which op is called with what.
+    """
+
+    # By torch's names; each has the shape of the table, except where `_per_row` says otherwise.
+    _row_states: ClassVar[tuple[str, ...]]
+
+    def _row_options(self, group: dict[str, Any]) -> dict[str, Any]:
+        """Return what a group says, as the numbers that the op takes, or raise."""
+        raise NotImplementedError
+
+    def _step_rows(self, step: RowStep) -> dict[str, Any]:
+        """Update the rows in use; return the state of the table that is to be kept."""
+        raise NotImplementedError
+
+    def _set_row_options(self, stochastic_rounding: bool, seed: int) -> None:
+        # After torch's constructor, which has no room for more options; a group's own stay.
+        self.defaults.update(stochastic_rounding=stochastic_rounding, seed=seed)
+        self._complete_groups()
+
+    def _complete_groups(self) -> None:
+        for group in self.param_groups:
+            for name, default in (("stochastic_rounding", False), ("seed", 0)):
+                group.setdefault(name, self.defaults.get(name, default))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a state over; a group that torch's optimizer saved gets this one's options."""
+        super().__setstate__(state)
+        self._complete_groups()
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Perform one step: tables with a sparse gradient by their rows, the rest by torch.
+
+        Args:
+            closure: evaluates the model again and returns the loss; called once, first.
+
+        Returns:
+            what `closure` returned.
+
+        Raises:
+            RuntimeError: a sparse gradient cannot be taken; nothing has been changed.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            steps = list(self._row_steps())
+            try:
+                for step in steps:
+                    step.table.grad = None
+                self._step_dense()
+                self._step_tables(steps)
+            finally:
+                for step in steps:
+                    step.table.grad = step.grad
+        return loss
+
+    def _step_dense(self) -> None:
+        for group in self.param_groups:
+            if group.get("fused"):  # torch reads the count where the parameter is, the rows do not
+                for parameter in group["params"]:
+                    state = self.state.get(parameter, {})
+                    if parameter.grad is not None and isinstance(state.get("step"), Tensor):
+                        state["step"] = state["step"].to(parameter.device)
+        # torch puts hooks and profiling around the step of each class that is instantiated: around
+        # the one that called this, and around its base too where somebody has made one of those.
+        step = super().step
+        if getattr(step, "hooked", False):
+            step.__wrapped__(self)  # type: ignore[attr-defined]
+        else:
+            step()
+
+    def _step_tables(self, steps: list[RowStep]) -> None:
+        # A GradScaler leaves these to optimizers that are fused, for the time of the step.
+        found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        if not steps or (found_inf is not None and found_inf.item()):
+            return
+        for step in steps:
+            if scale is not None:
+                step.values = (step.values / scale.to(step.values.device)).to(step.table.dtype)
+            state = self._step_rows(step)
+            if state:
+                self.state[step.table] = state
+
+    def _row_steps(self) -> Iterator[RowStep]:
+        position = -1
+        for number, group in enumerate(self.param_groups):
+            for i, table in enumerate(group["params"]):
+                position += 1
+                grad = table.grad
+                if grad is None or not (grad.is_sparse or self._has_state_of_rows(table)):
+                    continue
+                name = group.get("param_names", {i: f"parameter {i} of group {number}"})[i]
+                self._check(table, grad, group, name)
+                if grad.is_sparse:
+                    rows = coalesced(grad)
+                    indices, values = rows._indices()[0], rows._values()
+                else:
+                    indices, values = torch.arange(len(table), device=table.device), grad
+                yield RowStep(
+                    table, grad, position, group, self._row_options(group), indices, values
+                )
+
+    def _has_state_of_rows(self, table: Tensor) -> bool:
+        # Of one number a row, or of float32 beside a table that is not: torch's step does not take
+        # it, so a dense gradient becomes one in which all rows are in use.
+        state = self.state.get(table, {})
+        return table.dim() == 2 and any(
+            isinstance(state.get(key), Tensor)
+            and (state[key].dtype != table.dtype or state[key].shape != table.shape)
+            for key in self._row_states
+        )
+
+    def _check(self, table: Tensor, grad: Tensor, group: dict[str, Any], name: str) -> None:
+        def refuse(rule: str) -> NoReturn:
+            raise RuntimeError(
+                f"embed_ext.optim.{type(self).__name__}: {rule} (the gradient of {name}, of shape "
+                f"{tuple(table.shape)})"
+            )
+
+        for option in _NOT_FOR_ROWS:
+            if group.get(option):
+                refuse(f"{option}={group[option]} is not for sparse gradients")
+        if grad.is_sparse and (grad.sparse_dim(), grad.dense_dim()) != (1, 1):
+            refuse(
+                "expected a gradient with 1 sparse and 1 dense dimension, but got "
+                f"{grad.sparse_dim()} and {grad.dense_dim()}"
+            )
+        if table.dtype not in _DTYPES or grad.dtype != table.dtype:
+            refuse(
+                "expected a table of dtype float32, float64, bfloat16 or float16 and a gradient of "
+                f"the same, but got {table.dtype} and {grad.dtype}"
+            )
+        reason = why_not(table)
+        if reason is not None:
+            refuse(reason)
+        if type(group["seed"]) is not int:
+            refuse(f"expected seed to be an int, but got {group['seed']!r}")
+
+    def _row_state(self, table: Tensor, key: str, per_row: bool = False) -> Tensor:
+        # As the op takes it; what comes from torch's step may be sparse, or of the table's dtype.
+        state: Tensor | None = self.state.get(table, {}).get(key)
+        if state is None:
+            return lazy_zeros(table, per_row)
+        if state.is_sparse:
+            state = state.to_dense()
+        return state.to(torch.float64 if table.dtype == torch.float64 else torch.float32)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what ``state_dict()`` of this class or of torch's returned.
+
+        As torch's, but float32 states of bfloat16 and float16 tables stay float32.
+        """
+        # The last hook before it sees what is loaded in the end, the first one after it comes
+        # before all who look at the outcome.
+        final: dict[str, Any] = {}
+        before = self.register_load_state_dict_pre_hook(lambda _, loaded: final.update(loaded))
+        after = self.register_load_state_dict_post_hook(
+            lambda _: self._keep_precision(final), prepend=True
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            before.remove()
+            after.remove()
+
+    def _keep_precision(self, loaded: dict[str, Any]) -> None:
+        for group, saved in zip(self.param_groups, loaded["param_groups"], strict=True):
+            for table, number in zip(group["params"], saved["params"], strict=True):
+                if not is_low_precision_table(table):
+                    continue
+                state = loaded["state"].get(number, {})
+                for key in self._row_states:
+                    if isinstance(state.get(key), Tensor) and state[key].dtype == torch.float32:
+                        self.state[table][key] = state[key].to(table.device)
