@@ -261,6 +261,48 @@ def test_canary_conjugates_are_resolved_before_a_kernel() -> None:
             assert_same(run(view), run(resolved))
 
 
+def test_canary_optimizers_mark_the_step_that_runs_hooks() -> None:
+    """embed_ext.optim calls the one that it wraps, so that the hooks of a step run once."""
+
+    class Plain(torch.optim.Optimizer):
+        def step(self, closure: Any = None) -> Any:
+            return "stepped"
+
+    class Derived(Plain):
+        pass
+
+    plain = Plain.step
+    assert not hasattr(plain, "hooked")
+    for _ in range(2):
+        optimizer = Plain([leaf()], {})
+        hooked: Any = Plain.step
+        assert hooked.hooked and hooked.__wrapped__ is plain
+    calls: list[Any] = []
+    optimizer.register_step_pre_hook(lambda *_: calls.append("hook"))
+    assert plain(optimizer) == "stepped" and calls == []
+    assert optimizer.step() == "stepped" and calls == ["hook"]
+    Derived([leaf()], {})  # takes the step that is wrapped already
+    assert Derived.step is Plain.step
+
+
+def test_canary_a_scaler_hands_fused_optimizers_scale_and_infinities() -> None:
+    """As attributes, for the time of the step; embed_ext.optim reads them for its rows."""
+    seen: list[Any] = []
+
+    class Fused(torch.optim.Optimizer):
+        _step_supports_amp_scaling = True
+
+        def step(self: Any, closure: Any = None) -> Any:
+            seen.append((self.grad_scale.item(), self.found_inf.item()))
+
+    weight = leaf()
+    optimizer, scaler = Fused([weight], {}), torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(weight.float().sum()).backward()
+    scaler.step(optimizer)
+    assert seen == [(4.0, 0.0)]
+    assert not hasattr(optimizer, "grad_scale") and not hasattr(optimizer, "found_inf")
+
+
 def test_canary_nn_embedding_looks_its_function_up_at_each_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

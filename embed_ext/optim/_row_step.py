@@ -143,6 +143,8 @@ class RowOptimizer(Optimizer):
 
         Raises:
             RuntimeError: a sparse gradient cannot be taken; nothing has been changed.
+            IndexError: a gradient names a row that is not there; nothing has been changed, except
+                where it is marked as coalesced and is not: that shows when its turn has come.
         """
         loss = None
         if closure is not None:
