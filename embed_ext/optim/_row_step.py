@@ -26,7 +26,9 @@ _64_BITS = (1 << 64) - 1
 
 def is_low_precision_table(parameter: Tensor) -> bool:
     """Whether a parameter may be a table whose states are wider than itself."""
-    return parameter.dtype in _LOW_PRECISION and parameter.dim() == 2
+    return (
+        parameter.dtype in _LOW_PRECISION and parameter.dim() == 2 and why_not(parameter) is None
+    )
 
 
 def lazy_zeros(table: Tensor, per_row: bool = False) -> Tensor:
@@ -256,7 +258,8 @@ class RowOptimizer(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what ``state_dict()`` of this class or of torch's returned.
 
-        As torch's, but float32 states of bfloat16 and float16 tables stay float32.
+        As torch's, but float32 states of bfloat16 and float16 parameters of two dimensions, which
+        may be tables, stay float32.
         """
         # The last hook before it sees what is loaded in the end, the first one after it comes
         # before all who look at the outcome.
@@ -273,6 +276,8 @@ class RowOptimizer(Optimizer):
 
     def _keep_precision(self, loaded: dict[str, Any]) -> None:
         for group, saved in zip(self.param_groups, loaded["param_groups"], strict=True):
+            if any(group.get(option) for option in _NOT_FOR_ROWS):
+                continue  # such a group has dense gradients, and torch's step wants torch's state
             for table, number in zip(group["params"], saved["params"], strict=True):
                 if not is_low_precision_table(table):
                     continue

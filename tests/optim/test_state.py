@@ -184,6 +184,19 @@ def test_states_of_other_parameters_are_cast_as_torch_does() -> None:
     take_steps(loaded, bias, [torch.ones(4, dtype=torch.bfloat16)])
 
 
+def test_states_that_only_torchs_step_can_use_are_cast_as_torch_does() -> None:
+    for options in ({"amsgrad": True}, {}):
+        wide, narrow = make_parameter(), make_parameter(torch.bfloat16)
+        saved, loaded = optim.Adam([wide], **options), optim.Adam([narrow], **options)
+        take_steps(saved, wide, [torch.ones(ROWS, WIDTH)])
+        loaded.load_state_dict(saved.state_dict())
+        expected = torch.bfloat16 if options else torch.float32
+        assert loaded.state[narrow]["exp_avg"].dtype == expected
+        before = narrow.detach().clone()
+        take_steps(loaded, narrow, [torch.ones(ROWS, WIDTH, dtype=torch.bfloat16)])
+        assert not torch.equal(narrow, before)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, *LOW])
 @pytest.mark.parametrize("case", ALL_CASES.values(), ids=ALL_CASES)
 def test_a_dense_gradient_after_sparse_ones(case: Case, dtype: torch.dtype) -> None:

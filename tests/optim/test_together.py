@@ -231,3 +231,17 @@ def test_the_first_loss_of_a_model_falls() -> None:
         before = model(indices).item()
         train(model, kind(model.parameters(), **{**options, "lr": 0.02}), everything=True)
         assert (model(indices).item() > before) == maximize
+
+
+def test_a_compiled_step() -> None:
+    results = []
+    for compiled in (False, True):
+        model = Model()
+        optimizer = optim.Adam(model.parameters(), lr=0.1)
+        step = torch.compile(lambda o=optimizer: o.step(), backend="eager")
+        for number in range(2):
+            optimizer.zero_grad()
+            model(batch(number)).backward()
+            step() if compiled else optimizer.step()
+        results.append([parameter.detach() for parameter in model.parameters()])
+    assert_same_parameters(*results)
