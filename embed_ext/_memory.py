@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import mmap
+
+import torch
+from torch import Tensor
+
 from embed_ext import _C
+
+# Below this, zeros that are written cost less than pages that the system makes.
+_SMALLEST_UNTOUCHED = 1 << 20
 
 
 def cached_bytes() -> int:
@@ -37,3 +45,22 @@ def empty_cache() -> int:
         0
     """
     return _C.empty_cache()
+
+
+def untouched_zeros(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Return zeros on the CPU that take up no memory until they are written to, page by page.
+
+    As the system maps them: of a state of ten million rows of which a thousand are ever used, a
+    thousand pages come to be. torch.zeros writes its zeros.
+
+    Example:
+        >>> import torch
+        >>> from embed_ext._memory import untouched_zeros
+        >>> untouched_zeros(torch.Size([1_000_000, 64]), torch.float32)[999_999].sum()
+        tensor(0.)
+    """
+    size = shape.numel() * dtype.itemsize
+    if size < _SMALLEST_UNTOUCHED or not hasattr(mmap, "MAP_ANONYMOUS"):  # as on Windows
+        return torch.zeros(shape, dtype=dtype, device="cpu")
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from embed_ext._support import why_not
+
+# Tables whose gradients are gone before somebody could clip them (optim/in_backward.py).
+UPDATED_IN_BACKWARD = WeakTensorKeyDictionary()
 
 # What the op sums.
 _SUMMED_DTYPES = {

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import utils
 
-from embed_ext._row_gradients import coalesced
+from embed_ext._row_gradients import UPDATED_IN_BACKWARD, coalesced
 
 __all__ = ["clip_grad_norm_", "clip_grad_value_", "get_total_norm"]
 
@@ -52,7 +52,8 @@ def clip_grad_norm_(
         The norm before clipping, 0-D.
 
     Raises:
-        RuntimeError: the norm is not finite, under `error_if_nonfinite`; `foreach` is True for
+        RuntimeError: the norm is not finite, under `error_if_nonfinite`; a table is updated in the
+            backward (:func:`embed_ext.optim.step_in_backward`); `foreach` is True for
             tensors that have no such functions; a gradient without elements has no norm, for inf
             and negative p.
 
@@ -73,6 +74,13 @@ def clip_grad_norm_(
                 "`parameters` is an empty generator, no gradient clipping will occur.",
                 stacklevel=3,  # the caller of the wrapper that no_grad() makes
             )
+    parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    if any(parameter in UPDATED_IN_BACKWARD for parameter in parameters):
+        raise RuntimeError(
+            "clip_grad_norm_: expected all gradients to be there, but a table is updated in the "
+            "backward (embed_ext.optim.step_in_backward), and its gradient is gone; train without "
+            "one of the two"
+        )
     grads = _coalesced_grads(_with_grad(parameters))
     total_norm = get_total_norm(grads, norm_type, error_if_nonfinite, foreach)
     utils.clip_grads_with_norm_(_owners_of_entries(grads), max_norm, total_norm, foreach)

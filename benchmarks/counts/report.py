@@ -42,9 +42,9 @@ which moves more bytes and which has the longer chain of accesses:
 [how it is counted](../README.md#counts-without-a-gpu).
 
 - **ideal**: the bytes that this way of doing it has to read and write once.
-- **launches**: kernels and fills. **CUB's**: its sorts, scans and selections, several launches each;
-  their bytes are not counted. Neither are operators of torch, of which a sparse gradient under
-  `scale_grad_by_freq` takes some.
+- **launches**: kernels and fills. **CUB's**: its sorts, scans and selections, several launches
+  each; their bytes are not counted. Neither are operators of torch, of which a sparse gradient
+  under `scale_grad_by_freq` takes some.
 - **blocks**: of the kernel with the fewest, and of that with the most.
 - **requested**, **fetched**: bytes over the ideal ones. Requested: the sectors of 32 bytes that
   each instruction of each warp touches; fetched: the same, but what a block reads again is free,

@@ -64,12 +64,18 @@ def runs(options: argparse.Namespace) -> Iterator[tuple[Case, list[Trainer]]]:
         if options.cases and not any(part in case.name for part in options.cases):
             continue
         for method in options.only:
-            yield case, [
-                trainer
-                for trainer in TRAINERS
-                if trainer.method == method
-                and (case.num_embeddings <= MOST_ROWS_OF_A_PASS or not trainer.passes_over_the_table)
-            ]
+            yield (
+                case,
+                [
+                    trainer
+                    for trainer in TRAINERS
+                    if trainer.method == method
+                    and (
+                        case.num_embeddings <= MOST_ROWS_OF_A_PASS
+                        or not trainer.passes_over_the_table
+                    )
+                ],
+            )
 
 
 def peak_memory(key: str) -> dict[str, Any]:

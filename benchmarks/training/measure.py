@@ -50,7 +50,9 @@ class Timing:
         return asdict(self)
 
 
-def check_alike(trained: dict[str, Trained], batches: Sequence[Tensor], grad_output: Tensor) -> None:
+def check_alike(
+    trained: dict[str, Trained], batches: Sequence[Tensor], grad_output: Tensor
+) -> None:
     """Take a step with each on all batches; tables that differ by more than rounding raise."""
     for one in trained.values():
         for indices in batches:

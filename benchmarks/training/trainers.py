@@ -61,7 +61,8 @@ def _module(
 
 def ours(make: Callable[..., torch.optim.Optimizer]) -> Build:
     def build(weight: Tensor, learning_rate: float) -> Trained:
-        table = embed_ext.Embedding(*weight.shape, _weight=weight, sparse=True, coalesced=True)
+        rows, width = weight.shape
+        table = embed_ext.Embedding(rows, width, _weight=weight, sparse=True, coalesced=True)
         return _module(table, make, learning_rate)
 
     return build
@@ -69,7 +70,8 @@ def ours(make: Callable[..., torch.optim.Optimizer]) -> Build:
 
 def theirs(make: Callable[..., torch.optim.Optimizer], *, sparse: bool) -> Build:
     def build(weight: Tensor, learning_rate: float) -> Trained:
-        table = nn.Embedding(*weight.shape, _weight=weight, sparse=sparse)
+        rows, width = weight.shape
+        table = nn.Embedding(rows, width, _weight=weight, sparse=sparse)
         return _module(table, make, learning_rate)
 
     return build
@@ -79,9 +81,7 @@ def fbgemm(optimizer: str) -> Build:
     """FBGEMM's table, whose backward updates it."""
 
     def build(weight: Tensor, learning_rate: float) -> Trained:
-        training = importlib.import_module(
-            f"{FBGEMM}.split_table_batched_embeddings_ops_training"
-        )
+        training = importlib.import_module(f"{FBGEMM}.split_table_batched_embeddings_ops_training")
         common = importlib.import_module(f"{FBGEMM}.split_table_batched_embeddings_ops_common")
         configs = importlib.import_module(f"{FBGEMM}.split_embedding_configs")
         table: Any = training.SplitTableBatchedEmbeddingBagsCodegen(

@@ -15,6 +15,15 @@ from __future__ import annotations
 
 from embed_ext.optim.adagrad import Adagrad, RowwiseAdagrad
 from embed_ext.optim.adam import Adam, AdamW, RowwiseAdam
+from embed_ext.optim.in_backward import step_in_backward
 from embed_ext.optim.sgd import SGD
 
-__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RowwiseAdagrad", "RowwiseAdam"]
+__all__ = [
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "RowwiseAdagrad",
+    "RowwiseAdam",
+    "step_in_backward",
+]

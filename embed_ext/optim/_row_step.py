@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from embed_ext._memory import untouched_zeros
 from embed_ext._row_gradients import coalesced
 from embed_ext._support import why_not
 
@@ -26,18 +27,18 @@ _64_BITS = (1 << 64) - 1
 
 def is_low_precision_table(parameter: Tensor) -> bool:
     """Whether a parameter may be a table whose states are wider than itself."""
-    return (
-        parameter.dtype in _LOW_PRECISION and parameter.dim() == 2 and why_not(parameter) is None
-    )
+    return parameter.dtype in _LOW_PRECISION and parameter.dim() == 2 and why_not(parameter) is None
 
 
 def lazy_zeros(table: Tensor, per_row: bool = False) -> Tensor:
     """Return the state that a table [V, D] begins with: zeros [V, D], or [V] if `per_row`.
 
-    Float64 for float64, else float32. The one place where memory for tables is made.
+    Float64 for float64, else float32. On the CPU a row's memory exists once the row is used.
     """
     dtype = torch.float64 if table.dtype == torch.float64 else torch.float32
     shape = table.shape[:1] if per_row else table.shape
+    if table.device.type == "cpu":
+        return untouched_zeros(shape, dtype)
     return torch.zeros(shape, dtype=dtype, device=table.device)
 
 
@@ -191,12 +192,17 @@ class RowOptimizer(Optimizer):
             if state:
                 self.state[step.table] = state
 
-    def _row_steps(self) -> Iterator[RowStep]:
+    def _step_one(self, table: Tensor) -> None:
+        """Update the rows of one table that its gradient names."""
+        with torch.no_grad():
+            self._step_tables(list(self._row_steps(table)))
+
+    def _row_steps(self, only: Tensor | None = None) -> Iterator[RowStep]:
         position = -1
         for number, group in enumerate(self.param_groups):
             for i, table in enumerate(group["params"]):
                 position += 1
-                grad = table.grad
+                grad = None if only is not None and table is not only else table.grad
                 if grad is None or not (grad.is_sparse or self._has_state_of_rows(table)):
                     continue
                 name = group.get("param_names", {i: f"parameter {i} of group {number}"})[i]
