@@ -36,6 +36,7 @@ def assert_grad_is(table: embed_ext.Embedding, *batches: tuple[Tensor, Tensor]) 
     assert torch.equal(table.weight.grad.double(), expected)
 
 
+@pytest.mark.usefixtures("verified_gradients")  # else what was not cleared is found, and cleared
 @pytest.mark.parametrize("is_deterministic", [False, True])
 @pytest.mark.parametrize("dtype", REAL_DTYPES, ids=str)
 def test_steps_use_one_memory(dtype: torch.dtype, is_deterministic: bool) -> None:
@@ -118,6 +119,24 @@ def test_indices_that_change_after_the_backward() -> None:
         indices.zero_()
         assert_grad_is(table, one)
         table.weight.grad = None
+
+
+@pytest.mark.usefixtures("verified_gradients")
+def test_bad_indices_are_not_cleared() -> None:
+    """Which rows were written is known by the indices, bad ones and all."""
+    table = module(keep_grad_buffer=True)
+    mode = embed_ext.index_check()
+    embed_ext.set_index_check("none")
+    try:
+        for step in range(3):
+            indices, grad = batch(step, torch.float32)
+            indices[::7], indices[1::7] = ROWS + 1000 * step, -1 - step
+            table(indices).backward(grad)
+            good = (indices >= 0) & (indices < ROWS)
+            assert_grad_is(table, (indices[good], grad[good]))
+            table.weight.grad = None
+    finally:
+        embed_ext.set_index_check(mode)
 
 
 def test_writes_that_hide_are_found_by_the_search() -> None:

@@ -52,6 +52,18 @@ def test_every_norm(device: str, dtype: torch.dtype, norm_type: float) -> None:
     assert_close(weight, theirs)
 
 
+@pytest.mark.parametrize("width", [513, 1025, 2049, 5000, 17_000])
+def test_long_rows_of_other_norms(device: str, width: int) -> None:
+    """Which several warps may share, and several rows a block."""
+    weight = make_table(9, width, device=device)
+    weight *= torch.linspace(0.1, 2, 9, device=device).unsqueeze(1)
+    expected = weight.clone()
+    indices = torch.arange(9, device=device)
+    reference.embedding_renorm_(expected, indices, math.sqrt(width))
+    renorm_(weight, indices, math.sqrt(width))
+    assert_close(weight, expected)
+
+
 @pytest.mark.parametrize("dtype", REAL_DTYPES, ids=str)
 def test_as_torch(device: str, dtype: torch.dtype) -> None:
     weight = make_table(40, 16, dtype, device)
