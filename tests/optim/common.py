@@ -12,6 +12,7 @@ from embed_ext import optim, reference
 from tests.common import assert_close, generator, make_table
 
 ROWS, WIDTH = 12, 5
+LOW_PRECISION = (torch.bfloat16, torch.float16)
 Case = tuple[Any, dict[str, Any]]  # a class of optimizers and its options
 # Each class, with its options at their defaults and at others.
 CASES: dict[str, Case] = {
@@ -64,21 +65,34 @@ TORCHS: dict[Any, Any] = {
 }
 
 
-def make_parameter(dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Parameter:
+def make_parameter(
+    dtype: torch.dtype = torch.float32, seed: int = 0, device: str = "cpu"
+) -> nn.Parameter:
     """A table [ROWS, WIDTH]."""
-    return nn.Parameter(make_table(ROWS, WIDTH, dtype, seed=seed))
+    return nn.Parameter(make_table(ROWS, WIDTH, dtype, device, seed))
 
 
-def make_gradient(rows: list[int], dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+def make_gradient(
+    rows: list[int], dtype: torch.dtype = torch.float32, seed: int = 0, device: str = "cpu"
+) -> Tensor:
     """A sparse gradient [ROWS, WIDTH] of these rows in this order; its sums are exact."""
     eighths = torch.randint(-8, 9, (len(rows), WIDTH), generator=generator(seed))
     indices = torch.tensor(rows, dtype=torch.int64).unsqueeze(0)
-    return torch.sparse_coo_tensor(indices, (eighths / 8).to(dtype), (ROWS, WIDTH))
+    return torch.sparse_coo_tensor(
+        indices.to(device), (eighths / 8).to(dtype).to(device), (ROWS, WIDTH)
+    )
 
 
 def some_rows(seed: int, count: int = 9) -> list[int]:
     """Rows in no order, of which some come twice and others not."""
     return torch.randint(ROWS, (count,), generator=generator(seed)).tolist()
+
+
+def some_gradients(
+    dtype: torch.dtype = torch.float32, start: int = 0, stop: int = 3
+) -> list[Tensor]:
+    """Sparse gradients [ROWS, WIDTH] of some rows, for the steps from `start` to `stop`."""
+    return [make_gradient(some_rows(seed), dtype, seed) for seed in range(start, stop)]
 
 
 def all_rows(seed: int) -> list[int]:
@@ -110,8 +124,8 @@ class Reference:
         self.weight = table.detach().clone()  # [V, D]
         wide = torch.float64 if table.dtype == torch.float64 else torch.float32
         per_row = kind in (optim.RowwiseAdagrad, optim.RowwiseAdam)
-        self.first = torch.zeros(table.shape, dtype=wide)
-        self.second = torch.zeros(len(table) if per_row else table.shape, dtype=wide)
+        self.first = torch.zeros(table.shape, dtype=wide, device=table.device)
+        self.second = torch.zeros_like(self.first[:, 0] if per_row else self.first)
         self.second += defaults.get("initial_accumulator_value", 0)
         self.steps = 0
 
@@ -119,7 +133,7 @@ class Reference:
         """Step with a sparse gradient [V, D]."""
         self.steps += 1
         rows, places = gradient._indices()[0].unique(return_inverse=True)
-        values = torch.zeros(len(rows), gradient.size(1), dtype=self.first.dtype)
+        values = self.first.new_zeros(len(rows), gradient.size(1))
         values.index_add_(0, places, gradient._values().to(values.dtype))
         self.update(rows, values.to(gradient.dtype))
 

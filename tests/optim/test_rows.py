@@ -32,11 +32,11 @@ STEPS = 4
 
 @pytest.mark.parametrize("dtype", REAL_DTYPES)
 @pytest.mark.parametrize("case", ALL_CASES.values(), ids=ALL_CASES)
-def test_reference(case: Case, dtype: torch.dtype) -> None:
+def test_reference(case: Case, dtype: torch.dtype, device: str) -> None:
     kind, options = case
-    table = make_parameter(dtype)
+    table = make_parameter(dtype, device=device)
     expected = Reference(kind, table, options)
-    gradients = [make_gradient(some_rows(seed), dtype, seed) for seed in range(STEPS)]
+    gradients = [make_gradient(some_rows(seed), dtype, seed, device) for seed in range(STEPS)]
     actual = take_steps(kind([table], **options), table, gradients)
     for gradient in gradients:
         expected.step(gradient)
@@ -45,10 +45,12 @@ def test_reference(case: Case, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_torchs_dense_step_where_all_rows_are_in_use(case: Case, dtype: torch.dtype) -> None:
+def test_torchs_dense_step_where_all_rows_are_in_use(
+    case: Case, dtype: torch.dtype, device: str
+) -> None:
     kind, options = case
-    ours, theirs = make_parameter(dtype), make_parameter(dtype)
-    gradients = [make_gradient(all_rows(seed), dtype, seed) for seed in range(STEPS)]
+    ours, theirs = (make_parameter(dtype, device=device) for _ in range(2))
+    gradients = [make_gradient(all_rows(seed), dtype, seed, device) for seed in range(STEPS)]
     optimizer, torchs = kind([ours], **options), TORCHS[kind]([theirs], **options)
     actual = take_steps(optimizer, ours, gradients)
     expected = take_steps(torchs, theirs, [gradient.to_dense() for gradient in gradients])
@@ -172,3 +174,18 @@ def test_a_row_is_not_lost_to_rounding_in_the_mean() -> None:
     assert mean() == 1
     expected = torch.tensor(1 - steps * 2.0**-11, dtype=torch.float64)
     torch.testing.assert_close(mean(stochastic_rounding=True), expected, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_dense_and_sparse_gradients_in_turns(fused: bool, device: str) -> None:
+    """Where torch's step is fused, it keeps its count of steps beside the parameter."""
+    ours, theirs = (make_parameter(device=device) for _ in range(2))
+    gradients = [make_gradient(all_rows(seed), seed=seed, device=device) for seed in range(6)]
+    dense = [gradient.to_dense() for gradient in gradients]
+    turns = [gradients[i] if i in (1, 2, 4) else dense[i] for i in range(6)]
+    for name in ("adagrad", "adam"):
+        kind, options = CASES[name]
+        optimizer = kind([ours], **options, fused=fused)
+        torchs = TORCHS[kind]([theirs], **options, fused=fused)
+        actual, expected = take_steps(optimizer, ours, turns), take_steps(torchs, theirs, dense)
+        assert_close(actual, expected)
