@@ -151,6 +151,16 @@ def test_names_tell_which_kernels_load_16_bytes(name: str, fits: bool) -> None:
     assert expectation.applies(name, "80") == fits
 
 
+def test_an_optimizers_method_is_told_by_its_name() -> None:
+    expectation = Expectation(disassembly.UPDATE_16, disassembly.LOAD_16, method=r"\bAdam<")
+    for name, fits in {
+        "update_rows<float, 4, Adam<float> >": True,
+        "update_rows<float, 4, RowwiseAdam<float> >": False,
+        "update_rows<float, 2, Adam<float> >": False,
+    }.items():
+        assert expectation.applies(name, "80") == fits
+
+
 def test_a_signature_says_what_is_read_and_written() -> None:
     for name, meaning in {
         "sum_tokens<ColumnsTag<8, 1>, __nv_bfloat16, float>": "sum_tokens __nv_bfloat16x8 floatx8",

@@ -40,10 +40,12 @@ class Expectation:
     in_flight: int = 0  # of these loads, before the first result is needed
     since: int = 0  # sm_90 is 90
     before: int = 1000
+    method: str = ""  # regular expression, of an optimizer's in the kernel's arguments
 
     def applies(self, name: str, arch: str) -> bool:
         number = int(re.sub(r"\D", "", arch))
         fits = re.match(self.kernels, signature(name)) is not None
+        fits = fits and re.search(rf"(?:{self.method})", name) is not None
         return fits and self.since <= number < self.before
 
     def problem(self, code: Code) -> str | None:
@@ -65,7 +67,10 @@ SCATTER_16 = r"scatter_add floatx4\b"
 SCATTER_FLOATS = r"scatter_add \w+ floatx"
 SEGMENTS_16 = "sum_tokens" + LOADS_16
 FINISH_16 = "finish_rows" + LOADS_16
+UPDATE_16 = "update_rows" + LOADS_16
+UPDATE_8 = r"update_rows (__half|__nv_bfloat16)x4"  # beside 16 bytes of a state
 LOAD_16 = r"LDG\.E\.128\.CONSTANT"
+ANY_LOAD_16 = r"LDG\.E\.128"
 STORE_16 = r"STG\.E\.128"
 
 EXPECTATIONS = (
@@ -95,6 +100,16 @@ EXPECTATIONS = (
     Expectation(FINISH_16, LOAD_16, least=4, in_flight=4),
     # Four that clear, and the row.
     Expectation(FINISH_16, STORE_16, least=5),
+    # Updates of rows: all that an element becomes is made of is on its way at once.
+    Expectation(UPDATE_16, ANY_LOAD_16, least=2, in_flight=2),
+    Expectation(
+        UPDATE_16, ANY_LOAD_16, in_flight=3, method=r"\b(MomentumSgd|Adagrad|RowwiseAdam)<"
+    ),
+    Expectation(UPDATE_16, ANY_LOAD_16, in_flight=4, method=r"\bAdam<"),
+    Expectation(UPDATE_16, STORE_16, least=1),
+    Expectation(UPDATE_16, STORE_16, least=3, method=r"\bAdam<"),
+    Expectation(UPDATE_8, r"LDG\.E\.64", least=2, in_flight=2),
+    Expectation(UPDATE_8, ANY_LOAD_16, least=2, in_flight=2, method=r"\bAdam<"),
     # A kept gradient's rows.
     Expectation(r"clear_vectors uint4\b", STORE_16, least=1, most=1),
 )

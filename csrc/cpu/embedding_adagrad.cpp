@@ -16,16 +16,9 @@ void embedding_adagrad_(const at::Tensor& weight, const at::Tensor& sum, const a
   check_ascending(kOp, indices, weight.size(0));
   with_update_types(weight.scalar_type(), [&](auto element, auto accumulator) {
     using T = decltype(element);
-    using Acc = decltype(accumulator);
-    const SeenGradient<Acc> gradient{maximize ? Acc(-1) : Acc(1), static_cast<Acc>(weight_decay)};
-    const auto rate = static_cast<Acc>(lr), smallest = static_cast<Acc>(eps);
-    if (sum.dim() == 1) {
-      update<T>(weight, indices, values, seed,
-                RowwiseAdagrad<Acc>{gradient, rate, smallest, rows_of(sum)});
-    } else {
-      update<T>(weight, indices, values, seed,
-                Adagrad<Acc>{gradient, rate, smallest, {rows_of(sum)}});
-    }
+    const auto gradient = seen_gradient<decltype(accumulator)>(maximize, weight_decay);
+    with_adagrad(gradient, sum, lr, eps,
+                 [&](const auto& method) { update<T>(weight, indices, values, seed, method); });
   });
 }
 

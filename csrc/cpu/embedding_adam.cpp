@@ -1,8 +1,6 @@
 // Adam and AdamW on the CPU for the rows of a gradient: one pass over weight and moments together.
 #include <torch/library.h>
 
-#include <cmath>
-
 #include "update.h"
 
 namespace embed_ext::cpu {
@@ -23,24 +21,11 @@ void embedding_adam_(const at::Tensor& weight, const at::Tensor& exp_avg,
   with_update_types(weight.scalar_type(), [&](auto element, auto accumulator) {
     using T = decltype(element);
     using Acc = decltype(accumulator);
-    const SeenGradient<Acc> gradient{maximize ? Acc(-1) : Acc(1),
-                                     static_cast<Acc>(decoupled ? 0 : weight_decay)};
-    const AdamRates<Acc> rates{
-        static_cast<Acc>(lr / (1 - std::pow(beta1, step))),
-        static_cast<Acc>(decoupled ? 1 - lr * weight_decay : 1),
-        static_cast<Acc>(1 - beta1),
-        static_cast<Acc>(beta2),
-        static_cast<Acc>(1 - beta2),
-        static_cast<Acc>(std::sqrt(1 - std::pow(beta2, step))),
-        static_cast<Acc>(eps),
-    };
-    if (exp_avg_sq.dim() == 1) {
-      update<T>(weight, indices, values, seed,
-                RowwiseAdam<Acc>{gradient, rates, {rows_of(exp_avg)}, rows_of(exp_avg_sq)});
-    } else {
-      update<T>(weight, indices, values, seed,
-                Adam<Acc>{gradient, rates, {rows_of(exp_avg), rows_of(exp_avg_sq)}});
-    }
+    const auto gradient = seen_gradient<Acc>(maximize, decoupled ? 0 : weight_decay);
+    const double kept = decoupled ? 1 - lr * weight_decay : 1;
+    const auto rates = adam_rates<Acc>(lr, beta1, beta2, eps, kept, step);
+    with_adam(gradient, rates, exp_avg, exp_avg_sq,
+              [&](const auto& method) { update<T>(weight, indices, values, seed, method); });
   });
 }
 

@@ -18,19 +18,9 @@ void embedding_sgd_(const at::Tensor& weight, const std::optional<at::Tensor>& m
   check_ascending(kOp, indices, weight.size(0));
   with_update_types(weight.scalar_type(), [&](auto element, auto sum) {
     using T = decltype(element);
-    using Acc = decltype(sum);
-    const SeenGradient<Acc> gradient{maximize ? Acc(-1) : Acc(1), static_cast<Acc>(weight_decay)};
-    if (buffer.defined()) {
-      update<T>(weight, indices, values, seed,
-                MomentumSgd<Acc>{gradient,
-                                 static_cast<Acc>(lr),
-                                 static_cast<Acc>(momentum),
-                                 static_cast<Acc>(1 - dampening),
-                                 nesterov,
-                                 {rows_of(buffer)}});
-    } else {
-      update<T>(weight, indices, values, seed, Sgd<Acc>{gradient, static_cast<Acc>(lr)});
-    }
+    const auto gradient = seen_gradient<decltype(sum)>(maximize, weight_decay);
+    with_sgd(gradient, buffer, lr, momentum, dampening, nesterov,
+             [&](const auto& method) { update<T>(weight, indices, values, seed, method); });
   });
 }
 

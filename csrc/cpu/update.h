@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "../checks.h"
+#include "../update_arguments.h"
 #include "../update_checks.h"
 #include "update_kernels.h"
 
@@ -17,12 +18,6 @@ namespace embed_ext::cpu {
 
 // Raises IndexError unless indices [U] ascend strictly and all name a row.
 void check_ascending(const char* op, const at::Tensor& indices, int64_t num_rows);
-
-// The rows of a tensor [V, D] or [V].
-inline Rows rows_of(const at::Tensor& tensor) {
-  return {const_cast<void*>(tensor.const_data_ptr()), tensor.stride(0),
-          tensor.dim() == 2 ? tensor.stride(1) : 1};
-}
 
 // Calls f(T{}, Acc{}) with the element type of the table and the type of its sums and states.
 template <class F>
@@ -49,9 +44,7 @@ void update(const at::Tensor& weight, const at::Tensor& indices, const at::Tenso
     return;
   }
   const auto index = indices.contiguous();
-  const UpdateTask task{
-      rows_of(weight), rows_of(values),  index.const_data_ptr<int64_t>(),        count,
-      width,           seed.has_value(), static_cast<uint64_t>(seed.value_or(0))};
+  const auto task = update_task(weight, index, values, seed);
   const int64_t grain = std::max<int64_t>(1, kGrainElements / width);
   at::parallel_for(0, count, grain,
                    [&](int64_t begin, int64_t end) { update_rows<T>(task, method, begin, end); });

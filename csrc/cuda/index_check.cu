@@ -15,6 +15,7 @@
 
 #include "../checks.h"
 #include "../index_check.h"
+#include "../update_checks.h"
 #include "dispatch.cuh"
 #include "launch_math.h"
 
@@ -27,6 +28,16 @@ __global__ void check_indices(const Index* indices, int64_t num_indices, IndexEr
   const int64_t i = int64_t{blockIdx.x} * kBlockThreads + threadIdx.x;
   if (i < num_indices && !errors.is_good(static_cast<int64_t>(indices[i]))) {
     errors.report(static_cast<int64_t>(indices[i]), i);
+  }
+}
+
+__global__ void check_ascending(const int64_t* indices, int64_t num_indices, IndexErrors errors) {
+  const int64_t i = int64_t{blockIdx.x} * kBlockThreads + threadIdx.x;
+  if (i < num_indices) {
+    const int64_t before = i == 0 ? IndexErrorSlot::kNone : indices[i - 1];
+    if (!errors.is_good_after(before, indices[i])) {
+      errors.report_after(before, indices[i], i);
+    }
   }
 }
 
@@ -139,6 +150,13 @@ std::optional<IndexErrorSlot> take_report(IndexErrorSlot* slot) {
   return report;
 }
 
+[[noreturn]] void raise(const IndexErrorSlot& report, at::OptionalIntArrayRef indices_sizes) {
+  if (report.before != IndexErrorSlot::kNone) {
+    raise_not_ascending(report.op, report.index, report.before, report.position);
+  }
+  raise_index_error(report.op, report.index, report.position, indices_sizes, report.num_rows);
+}
+
 // Raises what a call that did not wait has left; the shape of its indices is not known any more.
 void raise_pending(c10::DeviceIndex device) {
   auto* slot = slots().at(device).load(std::memory_order_acquire);
@@ -146,7 +164,7 @@ void raise_pending(c10::DeviceIndex device) {
     return;
   }
   if (const auto report = take_report(slot)) {
-    raise_index_error(report->op, report->index, report->position, std::nullopt, report->num_rows);
+    raise(*report, std::nullopt);
   }
 }
 
@@ -155,8 +173,7 @@ void raise_own(IndexErrorSlot* slot, const at::Tensor& indices, cudaStream_t str
   C10_CUDA_CHECK(cudaStreamSynchronize(stream));
   if (const auto report = take_report(slot)) {
     own_slot().end();
-    raise_index_error(report->op, report->index, report->position, indices.sizes(),
-                      report->num_rows);
+    raise(*report, indices.sizes());
   }
 }
 
@@ -199,6 +216,14 @@ void check_indices_first(const at::Tensor& indices, const IndexErrors& errors,
   }
 }
 
+void check_ascending_first(const at::Tensor& indices, const IndexErrors& errors,
+                           cudaStream_t stream) {
+  if (auto* slot = own_slot().current()) {
+    launch_ascending_check(indices, errors, stream);
+    raise_own(slot, indices, stream);
+  }
+}
+
 void launch_index_check(const at::Tensor& indices, const IndexErrors& errors, cudaStream_t stream) {
   if (indices.numel() == 0) {
     return;
@@ -208,6 +233,15 @@ void launch_index_check(const at::Tensor& indices, const IndexErrors& errors, cu
         index, indices.numel(), errors);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
+}
+
+void launch_ascending_check(const at::Tensor& indices, const IndexErrors& errors,
+                            cudaStream_t stream) {
+  if (indices.numel() > 0) {
+    check_ascending<<<grid_blocks(indices.numel(), kBlockThreads), kBlockThreads, 0, stream>>>(
+        indices.const_data_ptr<int64_t>(), indices.numel(), errors);
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+  }
 }
 
 }  // namespace embed_ext::cuda

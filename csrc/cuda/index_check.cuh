@@ -33,7 +33,13 @@ void close_index_check(const at::Tensor& indices, cudaStream_t stream);
 // In sync mode, raises before anything is written; for calls that change what was there before.
 void check_indices_first(const at::Tensor& indices, const IndexErrors& errors, cudaStream_t stream);
 
+// The same of indices [U] int64 that have to ascend strictly.
+void check_ascending_first(const at::Tensor& indices, const IndexErrors& errors,
+                           cudaStream_t stream);
+
 // Looks at every index and at nothing else, for calls that have no row elements to move.
 void launch_index_check(const at::Tensor& indices, const IndexErrors& errors, cudaStream_t stream);
+void launch_ascending_check(const at::Tensor& indices, const IndexErrors& errors,
+                            cudaStream_t stream);
 
 }  // namespace embed_ext::cuda

@@ -11,12 +11,14 @@ namespace embed_ext::cuda {
 // fill it and mark it ready; the host reads a ready slot and frees it.
 struct IndexErrorSlot {
   enum State : unsigned { kFree = 0, kTaken = 1, kReady = 2 };
+  static constexpr int64_t kNone = INT64_MIN;
 
   unsigned state;
   const char* op;  // the host's pointer, which kernels only pass on
   int64_t index;
   int64_t position;
   int64_t num_rows;
+  int64_t before;  // the index before it, where it should be larger than that and is not; or kNone
 };
 
 // What a kernel needs to know. Without a slot bad indices are left alone, but not reported.
@@ -30,7 +32,16 @@ struct IndexErrors {
     return static_cast<uint64_t>(index) < static_cast<uint64_t>(num_rows);
   }
 
-  __device__ void report(int64_t index, int64_t position) const {
+  // Where indices have to ascend strictly. `before` is the one before it, kNone for the first.
+  __device__ bool is_good_after(int64_t before, int64_t index) const {
+    return is_good(index) && index > before;
+  }
+  __device__ void report_after(int64_t before, int64_t index, int64_t position) const {
+    report(index, position, index > before ? IndexErrorSlot::kNone : before);
+  }
+
+  __device__ void report(int64_t index, int64_t position,
+                         int64_t before = IndexErrorSlot::kNone) const {
     // The plain read first: when a million indices are bad, a million atomics on host memory would
     // crawl over the bus.
     if (slot == nullptr ||
@@ -43,6 +54,7 @@ struct IndexErrors {
     slot->index = index;
     slot->position = position;
     slot->num_rows = num_rows;
+    slot->before = before;
     __threadfence_system();  // the host sees the fields before it sees the state
     *static_cast<volatile unsigned*>(&slot->state) = IndexErrorSlot::kReady;
   }

@@ -63,6 +63,28 @@ inline RowLanes lanes_for_row(int64_t vectors) {
   return {lanes, ceil_div(vectors, lanes)};
 }
 
+// How an update of rows is cut: `team` lanes a row, which share a warp or are whole warps, and as
+// many teams a block as fill it.
+struct UpdateCut {
+  int team;
+  int threads;  // of a block
+};
+
+// A lane has one vector of the row, where it is not too long for a block: then the fewest that will
+// do. A block has fewer teams where that leaves too few blocks.
+inline UpdateCut update_cut(int64_t vectors, int64_t num_rows) {
+  int team = lanes_for_row(vectors).lanes;
+  if (vectors > kWarpSize) {
+    const int64_t turns = ceil_div(vectors, kBlockThreads);
+    team = static_cast<int>(ceil_div(ceil_div(vectors, turns), kWarpSize)) * kWarpSize;
+  }
+  int teams = kBlockThreads / team;
+  while (teams > 1 && teams * team > kWarpSize && ceil_div(num_rows, teams) < kEnoughBlocks) {
+    teams /= 2;
+  }
+  return {team, teams * team};
+}
+
 // The first lane from `from` on (0 to 32) whose bit is set, or 32 if there is none.
 inline EMBED_EXT_HOST_DEVICE int next_set_lane(uint32_t bits, int from) {
   const auto left = static_cast<uint32_t>(uint64_t{bits} >> from);

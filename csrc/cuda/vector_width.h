@@ -28,16 +28,17 @@ struct RowsInMemory {
   int64_t stride;
 };
 
-// How many neighbouring elements of a row a thread may take at a time from one matrix [*, width] to
-// another, with one access of each.
+// How many neighbouring elements of a row of a matrix [*, width] one access may take.
+inline int vector_elements(const RowsInMemory& rows, int64_t width) {
+  const int bytes =
+      vector_bytes({rows.address, static_cast<uint64_t>(rows.stride) * rows.element_bytes,
+                    static_cast<uint64_t>(width) * rows.element_bytes});
+  return bytes / static_cast<int>(rows.element_bytes);
+}
+
+// How many of them a thread may take at a time from one matrix to another.
 inline int vector_elements(const RowsInMemory& from, const RowsInMemory& to, int64_t width) {
-  const auto elements = [&](const RowsInMemory& rows) {
-    const int bytes =
-        vector_bytes({rows.address, static_cast<uint64_t>(rows.stride) * rows.element_bytes,
-                      static_cast<uint64_t>(width) * rows.element_bytes});
-    return bytes / static_cast<int>(rows.element_bytes);
-  };
-  return std::min(elements(from), elements(to));
+  return std::min(vector_elements(from, width), vector_elements(to, width));
 }
 
 }  // namespace embed_ext::cuda

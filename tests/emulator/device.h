@@ -117,6 +117,16 @@ inline unsigned atomicCAS(unsigned* address, unsigned expected, unsigned desired
 }
 inline void __threadfence_system() {}  // the emulated memory is never out of order
 
+inline unsigned __float_as_uint(float value) {
+  unsigned bits;
+  memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+inline float __uint_as_float(unsigned bits) {
+  float value;
+  memcpy(&value, &bits, sizeof(value));
+  return value;
+}
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {

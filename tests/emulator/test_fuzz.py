@@ -1,4 +1,4 @@
-"""Random cases of all five ops, each on random schedules, against the reference.
+"""Random cases of the lookup's five ops, each on random schedules, against the reference.
 
 A case follows from its number. EMULATOR_CASES says how many there are of each op (40), and
 EMULATOR_SEED which: it is added to the number, and to the seed of each test's schedules.
@@ -6,7 +6,6 @@ EMULATOR_SEED which: it is added to the number, and to the seed of each test's s
 
 from __future__ import annotations
 
-import os
 import random
 from dataclasses import dataclass
 
@@ -28,20 +27,13 @@ from tests.common import (
 )
 from tests.cuda.common import deterministic
 from tests.emulator import control
+from tests.emulator.cases import MOST_ELEMENTS, ROWS, WIDTHS, every_case
 
 pytestmark = pytest.mark.emulated
 
 ops = torch.ops.embed_ext
 
-FIRST = int(os.environ.get("EMULATOR_SEED", "0"))
-every_case = pytest.mark.parametrize(
-    "number", range(FIRST, FIRST + int(os.environ.get("EMULATOR_CASES", "40")))
-)
-
-WIDTHS = (1, 2, 3, 4, 7, 8, 16, 31, 33, 50, 64, 65, 100, 128, 130, 257, 513, 1030)
 TOKENS = (0, 1, 2, 31, 32, 33, 63, 64, 65, 129, 257, 500, 2047, 2048, 2049, 2112, 4100, 4200)
-ROWS = (1, 2, 5, 31, 33, 100, 257, 1000, 4097)
-MOST_ELEMENTS = 60_000  # of a gradient or a table: each is an access or so
 
 
 @dataclass

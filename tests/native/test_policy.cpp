@@ -41,6 +41,10 @@ void test_vector_elements() {
   const auto rows = [](uint64_t element_bytes, int64_t stride, uint64_t address = 0x7f0000000000) {
     return RowsInMemory{element_bytes, address, stride};
   };
+  CHECK(vector_elements(rows(4, 64), 64) == 4);
+  CHECK(vector_elements(rows(2, 64), 64) == 8);
+  CHECK(vector_elements(rows(4, 66), 64) == 2);
+  CHECK(vector_elements(rows(4, 64, 0x7f0000000008), 64) == 2);
   CHECK(vector_elements(rows(4, 64), rows(4, 64), 64) == 4);
   CHECK(vector_elements(rows(8, 64), rows(8, 64), 64) == 2);
   CHECK(vector_elements(rows(2, 64), rows(2, 64), 64) == 8);
@@ -94,6 +98,25 @@ void test_lanes_for_row() {
     CHECK(share.lanes * (share.chunks - 1) < vectors);
     CHECK(share.chunks == 1 || share.lanes == kWarpSize);
   }
+}
+
+// A team is a part of a warp or whole warps, a block whole warps and whole teams; no more of a team
+// idles in its last turn than its warp.
+void test_update_cut() {
+  for (int64_t vectors = 1; vectors <= 1500; ++vectors) {
+    for (const int64_t num_rows : {1, 100, 1000, 1'000'000}) {
+      const auto cut = update_cut(vectors, num_rows);
+      CHECK(cut.team >= 1 && cut.team <= kBlockThreads && cut.threads <= kBlockThreads);
+      CHECK(cut.team < kWarpSize ? kWarpSize % cut.team == 0 : cut.team % kWarpSize == 0);
+      CHECK(cut.threads % cut.team == 0 && cut.threads % kWarpSize == 0);
+      const int64_t turns = ceil_div(vectors, cut.team);
+      CHECK(turns == ceil_div(vectors, kBlockThreads));
+      CHECK(cut.team < kWarpSize || turns * (cut.team - kWarpSize) < vectors);
+    }
+  }
+  CHECK(update_cut(16, 1'000'000).threads == kBlockThreads);
+  CHECK(update_cut(16, 100).threads == kWarpSize);  // two rows a block, 50 blocks
+  CHECK(update_cut(75, 1'000'000).team == 96);
 }
 
 void test_next_set_lane() {
@@ -245,6 +268,7 @@ int main() {
   test_grid_blocks();
   test_bit_width();
   test_lanes_for_row();
+  test_update_cut();
   test_next_set_lane();
   test_row_tile();
   test_gather_cut();
