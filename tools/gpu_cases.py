@@ -99,6 +99,40 @@ def kept_gradients() -> list[str]:
     return found
 
 
+def updates() -> list[str]:
+    """Each method's step for some rows, by vectors and by elements."""
+    ops = torch.ops.embed_ext
+    found = []
+    for width, dtype, transposed in itertools.product(WIDTHS, DTYPES, (False, True)):
+        state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        generator = torch.Generator().manual_seed(0)
+        weight = torch.randn(NUM_ROWS, width, generator=generator).to(dtype)
+        values = torch.randn(NUM_ROWS // 2, width, generator=generator).to(dtype)
+        state = torch.rand(NUM_ROWS, width, generator=generator).to(state_dtype)
+        if transposed:
+            weight, values, state = (x.t().contiguous().t() for x in (weight, values, state))
+        indices, of_row = torch.arange(1, NUM_ROWS, 2), state.sum(1)
+        for op, states, options in (
+            ("embedding_sgd_", [None], (0.1, 0.03)),
+            ("embedding_sgd_", [state], (0.1, 0.0, 0.9, 0.2)),
+            ("embedding_adagrad_", [state], (0.1,)),
+            ("embedding_adagrad_", [of_row], (0.1, 0.03)),
+            ("embedding_adam_", [state, state], (0.1, 0.9, 0.99, 1e-8, 0.03, True, 3)),
+            ("embedding_adam_", [state, of_row], (0.1, 0.9, 0.99, 1e-8, 0.03, False, 3)),
+        ):
+            expected = [x if x is None else x.clone() for x in (weight, *states)]
+            actual = [x if x is None else x.clone().cuda() for x in (weight, *states)]
+            getattr(reference, op)(*expected, indices, values, *options)
+            getattr(ops, op)(*actual, indices.cuda(), values.cuda(), *options)
+            for result, wanted in zip(actual, expected, strict=True):
+                if result is not None and wanted is not None:
+                    name = f"{op}: {len(states)} states, width {width}, {dtype}, {transposed=}"
+                    found += differs(name, result, wanted)
+            if dtype.itemsize == 2:
+                getattr(ops, op)(*actual, indices.cuda(), values.cuda(), *options, seed=1)
+    return found
+
+
 def bad_index_is_reported() -> list[str]:
     """A bad index must raise, and leave a device that still works."""
     weight = torch.randn(NUM_ROWS, 16, device="cuda")
@@ -140,6 +174,7 @@ def main() -> int:
     cases = list(combinations(options.reduced))
     problems = [line for case in cases for line in run_case(*case)]
     problems += kept_gradients()
+    problems += updates()
     problems += bad_index_is_reported()
     torch.cuda.synchronize()
     print("\n".join(problems))
