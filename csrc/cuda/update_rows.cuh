@@ -150,7 +150,9 @@ __device__ Acc sum_of_team(Acc sum, int team) {
   return sum;
 }
 
-// A team an entry. An entry that is not in order or names no row is reported and left alone.
+// A team an entry. An entry that is not above the one before it or names no row is reported and
+// left alone, so that a row that comes twice in a run is updated once. Beyond that, as in [1, 5, 2,
+// 5], a row may be updated by either or by parts of both: the call is reported then, too.
 template <class T, int kWidth, class Method>
 __global__ void __launch_bounds__(kBlockThreads)
     update_rows(UpdateTask task, Method method, int team, IndexErrors errors) {

@@ -107,11 +107,13 @@ def test_row_wise_sums_of_every_width(width: int, count: int) -> None:
     values = make_table(count, width, torch.float64, seed=1)
     mean, squares = make_table(2 * count, width, torch.float64, seed=2), torch.ones(2 * count)
     indices = torch.arange(1, 2 * count, 2)
-    options = (0.1, 0.9, 0.99, 1e-8, 0.03, False, 2)
-    exact = [weight.clone(), mean.clone(), squares.double()]
-    reference.embedding_adam_(*exact, indices, values, *options)
+    rates: dict[str, float] = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8}
+    rates["weight_decay"] = 0.03
+    exact = (weight.clone(), mean.clone(), squares.double())
+    reference.embedding_adam_(*exact, indices, values, **rates, decoupled=False, step=2)
     for dtype in (torch.float64, torch.float32):
         actual = [table.to(DEVICE, dtype, copy=True) for table in (weight, mean, squares)]
-        ops.embedding_adam_(*actual, indices.to(DEVICE), values.to(dtype).to(DEVICE), *options)
+        parts = (*actual, indices.to(DEVICE), values.to(DEVICE, dtype))
+        ops.embedding_adam_(*parts, **rates, decoupled=False, step=2)
         for result, wanted in zip(actual, exact, strict=True):
             assert_close(result, wanted.to(result))

@@ -70,7 +70,8 @@ class Case:
     def state(self, per_row: bool = False) -> Tensor:
         """A state that may be a second moment: [V, D], or [V]."""
         wide = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
-        state = make_table(*self.weight.shape, wide, seed=self.rng.randrange(100)).abs()
+        rows, width = self.weight.shape
+        state = make_table(rows, width, wide, seed=self.rng.randrange(100)).abs()
         if not per_row:
             return layout(self.rng, state)
         return state.sum(1) if self.rng.random() < 0.5 else state.repeat(1, 2)[:, 0]
