@@ -58,10 +58,14 @@ def check_alike(
         for indices in batches:
             one.step(indices, grad_output)
     expected = trained[SUBJECT].weight()
+    # A row of many tokens moves far, and those who add to it token by token round each time.
+    allowed = 1e-3 * CHECKED_RATE + 1e-4 * expected.abs()
     for name, other in trained.items():
-        difference = float((other.weight() - expected).abs().max())
-        if not difference <= 1e-3 * CHECKED_RATE:
-            raise WrongResult(f"{name} moves an element by {difference:.3g} more than {SUBJECT}")
+        difference = (other.weight() - expected).abs()
+        if not bool((difference <= allowed).all()):
+            raise WrongResult(
+                f"{name} moves an element by {float(difference.max()):.3g} more than {SUBJECT}"
+            )
 
 
 def measure(case: Case, trainers: Sequence[Trainer], options: Options) -> Iterator[Timing]:
