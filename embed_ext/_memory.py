@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 
 import torch
@@ -63,4 +64,7 @@ def untouched_zeros(shape: torch.Size, dtype: torch.dtype) -> Tensor:
     if size < _SMALLEST_UNTOUCHED or not hasattr(mmap, "MAP_ANONYMOUS"):  # as on Windows
         return torch.zeros(shape, dtype=dtype, device="cpu")
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):  # else some systems make 2 MiB of a row
+        with contextlib.suppress(OSError):  # a kernel that has no huge pages
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(shape)

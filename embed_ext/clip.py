@@ -74,14 +74,7 @@ def clip_grad_norm_(
                 "`parameters` is an empty generator, no gradient clipping will occur.",
                 stacklevel=3,  # the caller of the wrapper that no_grad() makes
             )
-    parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-    if any(parameter in UPDATED_IN_BACKWARD for parameter in parameters):
-        raise RuntimeError(
-            "clip_grad_norm_: expected all gradients to be there, but a table is updated in the "
-            "backward (embed_ext.optim.step_in_backward), and its gradient is gone; train without "
-            "one of the two"
-        )
-    grads = _coalesced_grads(_with_grad(parameters))
+    grads = _coalesced_grads(_with_grad("clip_grad_norm_", parameters))
     total_norm = get_total_norm(grads, norm_type, error_if_nonfinite, foreach)
     utils.clip_grads_with_norm_(_owners_of_entries(grads), max_norm, total_norm, foreach)
     return total_norm
@@ -108,8 +101,9 @@ def clip_grad_value_(
     Raises:
         ValueError: `clip_value` is negative or NaN, which would change the zeros of the rows that a
             sparse gradient has no entry for.
-        RuntimeError: a gradient is complex; `foreach` is True for tensors that have no functions
-            for many at once.
+        RuntimeError: a gradient is complex; a table is updated in the backward
+            (:func:`embed_ext.optim.step_in_backward`); `foreach` is True for tensors that have no
+            functions for many at once.
 
     Example:
         >>> import torch, embed_ext
@@ -121,7 +115,7 @@ def clip_grad_value_(
                 [2., 2., 2., 2.]])
     """
     clip_value = float(clip_value)
-    owners = _with_grad(parameters)
+    owners = _with_grad("clip_grad_value_", parameters)
     if not clip_value >= 0 and any(_is_sparse(cast(Tensor, owner.grad)) for owner in owners):
         raise ValueError(
             f"clip_grad_value_: expected clip_value >= 0 for sparse gradients, but got {clip_value}"
@@ -169,8 +163,14 @@ def _is_sparse(tensor: Tensor) -> bool:
     return tensor.layout is torch.sparse_coo
 
 
-def _with_grad(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
-    parameters = [parameters] if isinstance(parameters, Tensor) else parameters
+def _with_grad(function: str, parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    if any(parameter in UPDATED_IN_BACKWARD for parameter in parameters):
+        raise RuntimeError(
+            f"{function}: expected all gradients to be there, but a table is updated in the "
+            "backward (embed_ext.optim.step_in_backward), and its gradient is gone; train without "
+            "one of the two"
+        )
     return [parameter for parameter in parameters if parameter.grad is not None]
 
 

@@ -140,13 +140,38 @@ struct PlaceSteps {
   }
 };
 
-template <class Index>
+// Of indices of any type: a selection for each would be as many large kernels.
 struct IsOtherRow {
-  const Index* indices;
+  const void* indices;
+  at::ScalarType type;
   int64_t ignored_row;
 
+  template <class Index>
+  __host__ __device__ int64_t index_as(int64_t position) const {
+    return static_cast<int64_t>(static_cast<const Index*>(indices)[position]);
+  }
+
+  __host__ __device__ int64_t index(int64_t position) const {
+    switch (type) {
+      case at::kInt:
+        return index_as<int32_t>(position);
+      case at::kShort:
+        return index_as<int16_t>(position);
+      case at::kChar:
+        return index_as<int8_t>(position);
+      case at::kByte:
+        return index_as<uint8_t>(position);
+      case at::kUInt16:
+        return index_as<uint16_t>(position);
+      case at::kUInt32:
+        return index_as<uint32_t>(position);
+      default:
+        return index_as<int64_t>(position);
+    }
+  }
+
   __host__ __device__ bool operator()(int64_t position) const {
-    return static_cast<int64_t>(indices[position]) != ignored_row;
+    return index(position) != ignored_row;
   }
 };
 
@@ -218,13 +243,11 @@ at::Tensor positions_except(const at::Tensor& indices, int64_t ignored_row, cons
   // Their number lies behind them.
   const auto positions = uninitialized({num_tokens + 1}, indices.options().dtype(at::kLong));
   auto* const position = positions.mutable_data_ptr<int64_t>();
-  with_index_pointer(indices, [&](const auto* index) {
-    const IsOtherRow<std::decay_t<decltype(*index)>> is_kept{index, ignored_row};
-    with_workspace(positions.options(), [&](void* workspace, size_t& bytes) {
-      C10_CUDA_CHECK(cub::DeviceSelect::If(workspace, bytes,
-                                           thrust::make_counting_iterator(int64_t{0}), position,
-                                           position + num_tokens, num_items, is_kept, stream));
-    });
+  const IsOtherRow is_kept{indices.const_data_ptr(), indices.scalar_type(), ignored_row};
+  with_workspace(positions.options(), [&](void* workspace, size_t& bytes) {
+    C10_CUDA_CHECK(cub::DeviceSelect::If(workspace, bytes,
+                                         thrust::make_counting_iterator(int64_t{0}), position,
+                                         position + num_tokens, num_items, is_kept, stream));
   });
   return positions.narrow(0, 0, positions.select(0, num_tokens).item<int64_t>());
 }

@@ -7,6 +7,7 @@ the gradients back.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn, overload
@@ -21,6 +22,7 @@ from embed_ext._support import why_not
 
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
 _DTYPES = (torch.float32, torch.float64, *_LOW_PRECISION)
+_OWN_OPTIONS = {"stochastic_rounding": False, "seed": 0}  # of a group, and what an old one has
 _NOT_FOR_ROWS = ("amsgrad", "capturable", "differentiable")
 _64_BITS = (1 << 64) - 1
 
@@ -121,12 +123,15 @@ class RowOptimizer(Optimizer):
 
     def _complete_groups(self) -> None:
         for group in self.param_groups:
-            for name, default in (("stochastic_rounding", False), ("seed", 0)):
+            for name, default in _OWN_OPTIONS.items():
                 group.setdefault(name, self.defaults.get(name, default))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take a state over; a group that torch's optimizer saved gets this one's options."""
-        super().__setstate__(state)
+        # Who looks at the state of a parameter before its first step makes an empty one, which
+        # torch's Adagrad does not expect.
+        begun = {parameter: own for parameter, own in state["state"].items() if own}
+        super().__setstate__({**state, "state": defaultdict(dict, begun)})
         self._complete_groups()
 
     @overload
@@ -146,6 +151,9 @@ class RowOptimizer(Optimizer):
 
         Raises:
             RuntimeError: a sparse gradient cannot be taken; nothing has been changed.
+            IndexError: a gradient is marked as coalesced, and its rows do not ascend or are not
+                all in the table, which is seen when its turn comes; on CUDA see
+                :func:`embed_ext.set_index_check`.
             IndexError: a gradient names a row that is not there; nothing has been changed, except
                 where it is marked as coalesced and is not: that shows when its turn has come.
         """
@@ -190,7 +198,7 @@ class RowOptimizer(Optimizer):
                 step.values = (step.values / scale.to(step.values.device)).to(step.table.dtype)
             state = self._step_rows(step)
             if state:
-                self.state[step.table] = state
+                self.state[step.table].update(state)
 
     def _step_one(self, table: Tensor) -> None:
         """Update the rows of one table that its gradient names."""
@@ -235,7 +243,7 @@ class RowOptimizer(Optimizer):
 
         for option in _NOT_FOR_ROWS:
             if group.get(option):
-                refuse(f"{option}={group[option]} is not for sparse gradients")
+                refuse(f"{option}={group[option]} is not for tables that are stepped by rows")
         if grad.is_sparse and (grad.sparse_dim(), grad.dense_dim()) != (1, 1):
             refuse(
                 "expected a gradient with 1 sparse and 1 dense dimension, but got "
@@ -245,6 +253,11 @@ class RowOptimizer(Optimizer):
             refuse(
                 "expected a table of dtype float32, float64, bfloat16 or float16 and a gradient of "
                 f"the same, but got {table.dtype} and {grad.dtype}"
+            )
+        if table.dtype == torch.float16 and getattr(self, "grad_scale", None) is not None:
+            refuse(
+                "a GradScaler leaves the gradient to be unscaled in float16, where what it is for "
+                "would be 0; train the table in bfloat16, or in float32 under autocast"
             )
         reason = why_not(table)
         if reason is not None:
@@ -265,7 +278,8 @@ class RowOptimizer(Optimizer):
         """Load what ``state_dict()`` of this class or of torch's returned.
 
         As torch's, but float32 states of bfloat16 and float16 parameters of two dimensions, which
-        may be tables, stay float32.
+        may be tables, stay float32, and a group keeps its `stochastic_rounding` and `seed` where
+        what is loaded has none.
         """
         # The last hook before it sees what is loaded in the end, the first one after it comes
         # before all who look at the outcome.
@@ -274,11 +288,16 @@ class RowOptimizer(Optimizer):
         after = self.register_load_state_dict_post_hook(
             lambda _: self._keep_precision(final), prepend=True
         )
+        options = [{name: group[name] for name in _OWN_OPTIONS} for group in self.param_groups]
         try:
             super().load_state_dict(state_dict)
         finally:
             before.remove()
             after.remove()
+        for group, own, saved in zip(
+            self.param_groups, options, final["param_groups"], strict=True
+        ):
+            group.update({name: own[name] for name in _OWN_OPTIONS if name not in saved})
 
     def _keep_precision(self, loaded: dict[str, Any]) -> None:
         for group, saved in zip(self.param_groups, loaded["param_groups"], strict=True):

@@ -42,8 +42,9 @@ class Adagrad(RowOptimizer, torch.optim.Adagrad):
         params, lr, lr_decay, weight_decay, initial_accumulator_value, eps: as torch's.
         foreach, maximize, differentiable, fused: as torch's; tables with a sparse gradient are
             refused under `differentiable`.
-        stochastic_rounding: round the new rows of bfloat16 and float16 tables up or down at random,
-            so that their mean is the number that is rounded and small updates are not lost.
+        stochastic_rounding: round the new rows of bfloat16 and float16 tables with sparse gradients
+            up or down at random, so that their mean is the number that is rounded and small updates
+            are not lost.
         seed: of that; each table and each step draws other numbers, a resumed run the same ones.
 
     Raises:
@@ -110,6 +111,22 @@ class Adagrad(RowOptimizer, torch.optim.Adagrad):
         )
         return {**state, "step": count, "sum": total}
 
+    def _step_dense(self) -> None:
+        # Up to version 2.11 torch's step expects what torch's constructor has made.
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and not self.state.get(parameter):
+                    self.state[parameter] = self._made_by_torch(parameter, group)
+        super()._step_dense()
+
+    def _made_by_torch(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        initial = self.defaults["initial_accumulator_value"]
+        made = torch.optim.Adagrad(
+            [parameter], initial_accumulator_value=initial, fused=group["fused"]
+        )
+        state: dict[str, Any] = made.state[parameter]
+        return state
+
     def _sum_of(self, table: Tensor) -> Tensor:
         if "sum" in self.state.get(table, {}):
             return self._row_state(table, "sum")
@@ -126,12 +143,8 @@ class Adagrad(RowOptimizer, torch.optim.Adagrad):
         super().share_memory()
 
     def _first_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-        # torch's, as its constructor makes it; beside low precision one that serves both steps
-        initial = self.defaults["initial_accumulator_value"]
-        made = torch.optim.Adagrad(
-            [parameter], initial_accumulator_value=initial, fused=group["fused"]
-        )
-        state: dict[str, Any] = made.state[parameter]
+        # Beside low precision one that serves both steps.
+        state = self._made_by_torch(parameter, group)
         if is_low_precision_table(parameter):
             state["sum"] = self._sum_of(parameter)
         return state
@@ -142,8 +155,8 @@ class RowwiseAdagrad(Adagrad):
 
     The sum of a row is that of the means over the row of its squared gradients, and all of the row
     is divided by its root (EXACT_ROWWISE_ADAGRAD in FBGEMM's documentation): a table's state takes
-    4 bytes a row. It is for tables with sparse gradients; everything else, and all that is said of
-    :class:`Adagrad`, is as there.
+    4 bytes a row (8 of a float64 table). It is for tables with sparse gradients; everything else,
+    and all that is said of :class:`Adagrad`, is as there.
 
     **Lazy.** A row that the gradient does not name stays as it is. Without `weight_decay` a step
     with the dense gradient would not change such a row either.

@@ -71,8 +71,9 @@ class Adam(_AdamRows, torch.optim.Adam):
         params, lr, betas, eps, weight_decay: as torch's.
         amsgrad, capturable, differentiable: as torch's; tables with a sparse gradient are refused.
         foreach, maximize, fused, decoupled_weight_decay: as torch's.
-        stochastic_rounding: round the new rows of bfloat16 and float16 tables up or down at random,
-            so that their mean is the number that is rounded and small updates are not lost.
+        stochastic_rounding: round the new rows of bfloat16 and float16 tables with sparse gradients
+            up or down at random, so that their mean is the number that is rounded and small updates
+            are not lost.
         seed: of that; each table and each step draws other numbers, a resumed run the same ones.
 
     Raises:

@@ -61,10 +61,11 @@ def step_in_backward(optimizer: Any) -> StepInBackward:
     parameters with dense ones wait for ``optimizer.step()``, which has to be called after each
     backward in any case. Built on ``Tensor.register_post_accumulate_grad_hook``.
 
-    What needs all gradients at once cannot go with it. Clipping by their norm
-    (:func:`embed_ext.clip_grad_norm_`) and a second backward before ``optimizer.step()``, which
-    would accumulate, raise a RuntimeError. Not noticed, and wrong: a ``GradScaler``, which unscales
-    after the backward, and DistributedDataParallel, which averages after it.
+    What reads gradients after the backward cannot go with it. Clipping
+    (:func:`embed_ext.clip_grad_norm_`, :func:`embed_ext.clip_grad_value_`) and a second backward
+    before ``optimizer.step()``, which would accumulate, raise a RuntimeError. Not noticed, and
+    wrong: clipping by ``torch.nn.utils``, which passes over the table, a ``GradScaler``, which
+    unscales after the backward, and DistributedDataParallel, which averages after it.
 
     Args:
         optimizer: one of ``embed_ext.optim``, whose parameters of two dimensions it is about; those

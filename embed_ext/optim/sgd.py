@@ -36,8 +36,9 @@ class SGD(RowOptimizer, torch.optim.SGD):
         params, lr, momentum, dampening, weight_decay, nesterov: as torch's.
         maximize, foreach, differentiable, fused: as torch's; tables with a sparse gradient are
             refused under `differentiable`.
-        stochastic_rounding: round the new rows of bfloat16 and float16 tables up or down at random,
-            so that their mean is the number that is rounded and small updates are not lost. The
+        stochastic_rounding: round the new rows of bfloat16 and float16 tables with sparse gradients
+            up or down at random, so that their mean is the number that is rounded and small updates
+            are not lost. The
             state of such a table counts its steps in `step`.
         seed: of that; each table and each step draws other numbers, a resumed run the same ones.
 

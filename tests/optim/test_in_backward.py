@@ -125,3 +125,11 @@ def test_only_for_these_optimizers() -> None:
     table = embed_ext.Embedding(5, 2, sparse=True)
     with pytest.raises(TypeError, match="of embed_ext.optim, but got torch.optim.sgd.SGD"):
         optim.step_in_backward(torch.optim.SGD(table.parameters(), lr=0.1))
+
+
+def test_clipping_by_value_is_refused() -> None:
+    model = make_model()
+    optim.step_in_backward(optim.SGD(model.parameters(), lr=0.1))
+    loss_of(model, 0).backward()
+    with pytest.raises(RuntimeError, match="clip_grad_value_: .*updated in the backward"):
+        embed_ext.clip_grad_value_(model.parameters(), 1.0)

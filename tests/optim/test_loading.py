@@ -218,3 +218,44 @@ def test_states_by_name_of_torchs_distributed_checkpoints(
     assert loaded.state[twin].keys() == optimizer.state[table].keys()
     for key, state in optimizer.state[table].items():
         assert_same_bits(loaded.state[twin][key], state)
+
+
+@pytest.mark.parametrize("name", ALL_CASES)
+def test_a_look_at_the_state_before_a_step_changes_nothing(name: str) -> None:
+    kind, arguments = ALL_CASES[name]
+    table = make_parameter()
+    optimizer = kind([table], **arguments)
+    assert optimizer.state[table] == {}
+    optimizer.load_state_dict(optimizer.state_dict())
+    twin = copy.deepcopy(optimizer)
+    assert not any(twin.state.values())
+
+
+def test_a_group_keeps_its_options_where_what_is_loaded_has_none() -> None:
+    parameters = [make_parameter(), make_parameter()]
+    groups: list[Any] = [
+        {"params": parameters[:1], "stochastic_rounding": True, "seed": 5},
+        {"params": parameters[1:]},
+    ]
+    ours = optim.SGD(groups, lr=0.1)
+    theirs = torch.optim.SGD([{"params": [p]} for p in parameters], lr=0.3)
+    ours.load_state_dict(theirs.state_dict())
+    found = [(g["lr"], g["stochastic_rounding"], g["seed"]) for g in ours.param_groups]
+    assert found == [(0.3, True, 5), (0.3, False, 0)]
+    saved = ours.state_dict()
+    other = optim.SGD([{"params": [p]} for p in parameters], lr=0.1, seed=9)
+    other.load_state_dict(saved)
+    assert [(g["stochastic_rounding"], g["seed"]) for g in other.param_groups] == [
+        (True, 5),
+        (False, 0),
+    ]
+
+
+def test_a_state_that_is_held_goes_on() -> None:
+    table = make_parameter()
+    optimizer = optim.Adam([table])
+    gradients = some_gradients(torch.float32)
+    take_steps(optimizer, table, gradients[:1])
+    held = optimizer.state[table]
+    take_steps(optimizer, table, gradients[1:2])
+    assert optimizer.state[table] is held and int(held["step"]) == 2

@@ -92,12 +92,24 @@ def test_a_first_step_that_is_skipped_makes_no_state() -> None:
     assert model[0].weight not in optimizer.state
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_scaled_gradients_of_low_precision(dtype: torch.dtype) -> None:
-    tables = [
-        embed_ext.Embedding(ROWS, WIDTH, sparse=True, _weight=torch.ones(ROWS, WIDTH, dtype=dtype))
-        for _ in range(2)
-    ]
+def make_table(dtype: torch.dtype) -> embed_ext.Embedding:
+    return embed_ext.Embedding(
+        ROWS, WIDTH, sparse=True, _weight=torch.ones(ROWS, WIDTH, dtype=dtype)
+    )
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_a_float16_table_is_refused_before_its_small_gradients_are_lost(kind: Any) -> None:
+    table = make_table(torch.float16)
+    optimizer, scaler = kind(table.parameters(), lr=0.5, fused=True), make_scaler()
+    scaler.scale(table(torch.tensor([1, 2, 2])).sum()).backward()
+    with pytest.raises(RuntimeError, match="unscaled in float16, where what it is for would be 0"):
+        scaler.step(optimizer)
+    assert torch.equal(table.weight, torch.ones_like(table.weight))
+
+
+def test_scaled_gradients_of_bfloat16() -> None:
+    tables = [make_table(torch.bfloat16) for _ in range(2)]
     optimizer = optim.SGD(tables[0].parameters(), lr=0.5, fused=True)
     expected = optim.SGD(tables[1].parameters(), lr=0.5)
     scaler = make_scaler()

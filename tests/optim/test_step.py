@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
@@ -182,3 +182,21 @@ def test_a_subclass_with_a_step_of_its_own() -> None:
         take_steps(optimizer, table, steps), take_steps(optim.SGD([plain], lr=0.1), plain, steps)
     )
     assert optimizer.count == 2
+
+
+@pytest.mark.parametrize("kind", [optim.Adagrad, optim.RowwiseAdagrad])
+def test_the_dense_state_is_there_before_torchs_step(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch 2.11 expects what its constructor has made."""
+    model = nn.Sequential(embed_ext.Embedding(9, 2, sparse=True), nn.Linear(2, 1))
+    optimizer = kind(model.parameters(), initial_accumulator_value=0.5)
+    model(torch.tensor([1])).sum().backward()
+    seen = []
+    monkeypatch.setattr(
+        torch.optim.Adagrad,
+        "step",
+        lambda self: seen.append(float(self.state[model[1].bias]["sum"])),
+    )
+    optimizer.step()
+    assert seen == [0.5]
