@@ -21,6 +21,7 @@ from benchmarks.memory import measure_memory
 from benchmarks.providers import BASELINE, KEPT, SUBJECT
 from benchmarks.record import RESULTS_DIR, Measurement, Results
 from benchmarks.report import render_markdown
+from benchmarks.training import report as training_report
 from benchmarks.verify import WrongResult
 
 QUICK = ["--rounds", "1", "--min-time", "1e-6", "--bandwidth-mib", "0", "--threads", "1", "--quiet"]
@@ -38,6 +39,8 @@ def test_committed_results_load_and_are_shown() -> None:
         kind = json.loads(text).get("kind")
         if kind == counts_report.KIND:
             assert counts_report.render(json.loads(text)) == path.with_suffix(".md").read_text()
+        elif kind == training_report.KIND:
+            assert training_report.render(json.loads(text)) == path.with_suffix(".md").read_text()
         elif kind == model_report.KIND:
             results = model_report.ModelResults.from_json(text)
             assert model_report.render(results).startswith("# Training steps of models")

@@ -21,7 +21,7 @@ from benchmarks.formats import unique
 from benchmarks.progress import progress_bar
 from benchmarks.training import memory
 from benchmarks.training.measure import Options, measure, set_threads
-from benchmarks.training.report import draw, render
+from benchmarks.training.report import KIND, draw, render
 from benchmarks.training.trainers import ROWWISE, SUBJECT, TRAINERS, Trainer
 
 TOKENS = 65_536
@@ -89,7 +89,7 @@ def peak_memory(key: str) -> dict[str, Any]:
 def main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
     results: dict[str, Any] = {
-        "kind": "training",
+        "kind": KIND,
         "name": options.out,
         "environment": describe_environment("cpu"),
         "threads": set_threads(options.threads),

@@ -13,6 +13,8 @@ from benchmarks.training.trainers import SUBJECT
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+KIND = "training"
+
 
 def render(results: dict[str, Any]) -> str:
     """The whole report."""
