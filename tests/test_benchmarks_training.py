@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.cases import Case
 from benchmarks.training import __main__ as cli
-from benchmarks.training import memory
+from benchmarks.training import memory, report
 from benchmarks.training.measure import Options, measure
 from benchmarks.training.report import draw, render
 from benchmarks.training.trainers import SUBJECT, TRAINERS, Trained, Trainer
@@ -69,10 +70,22 @@ def test_the_command_writes_results_and_their_report(
     monkeypatch.setattr(cli, "SCALING", (replace(CASE, num_embeddings=100), CASE))
     results = results_of(tmp_path, "--only", "SGD", "Adam", "--out", "mine", "--no-memory")
     assert {timing["method"] for timing in results["timings"]} == {"SGD", "Adam"}
-    report = (tmp_path / "mine.md").read_text()
-    assert report == render(results)
-    assert f"`{CASE.name}`" in report and "## Adam" in report and "## Adagrad" not in report
-    assert (tmp_path / "mine.png").stat().st_size > 1000
+    text = (tmp_path / "mine.md").read_text()
+    assert text == render(results)
+    assert f"`{CASE.name}`" in text and "## Adam" in text and "## Adagrad" not in text
+    has_plot = (tmp_path / "mine.png").exists()
+    assert has_plot == (find_spec("matplotlib") is not None)
+    assert not has_plot or (tmp_path / "mine.png").stat().st_size > 1000
+
+
+def test_without_matplotlib_there_is_no_plot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "find_spec", lambda name: None)
+    monkeypatch.setattr(cli, "CASES", (CASE,))
+    monkeypatch.setattr(cli, "SCALING", (replace(CASE, num_embeddings=100), CASE))
+    results_of(tmp_path, "--only", "SGD", "--out", "mine", "--no-memory")
+    assert (tmp_path / "mine.md").exists() and not (tmp_path / "mine.png").exists()
 
 
 def test_a_pass_over_a_very_large_table_is_left_out() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,10 +79,13 @@ def _memory(entries: Sequence[dict[str, Any]]) -> str:
 
 
 def draw(results: dict[str, Any], path: Path) -> bool:
-    """Save a plot of a step's time against the table's rows; False if there is nothing to draw."""
+    """Save a plot of a step's time against the table's rows.
+
+    False if there is nothing to draw, or no matplotlib to draw it with.
+    """
     timings = [Timing(**raw) for raw in results["timings"]]
     scaling = [t for t in timings if t.case in results["scaling"]]
-    if len({timing.num_embeddings for timing in scaling}) < 2:
+    if len({timing.num_embeddings for timing in scaling}) < 2 or find_spec("matplotlib") is None:
         return False
     import matplotlib
 
