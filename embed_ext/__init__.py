@@ -8,11 +8,8 @@ torch.Size([2, 2, 3])
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
 from embed_ext import _library as _library  # loads the compiled part; everything below needs it
-from embed_ext import functional, reference, routing
+from embed_ext import functional, optim, reference, routing
 from embed_ext._index_check import check_indices, index_check, set_index_check
 from embed_ext._info import build_info
 from embed_ext._kept_gradient import set_verify_kept_gradients, verify_kept_gradients
@@ -23,9 +20,6 @@ from embed_ext.convert import ConversionReport, convert, revert
 from embed_ext.function import EmbeddingFunction
 from embed_ext.modules import Embedding
 from embed_ext.routing import route, routed
-
-if TYPE_CHECKING:
-    from embed_ext import optim
 
 __all__ = [
     "ConversionReport",
@@ -52,11 +46,3 @@ __all__ = [
     "set_verify_kept_gradients",
     "verify_kept_gradients",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    # Only for those who use it: some libraries look up optimizers by name among all classes there
-    # are, and do not expect two.
-    if name == "optim":
-        return import_module("embed_ext.optim")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

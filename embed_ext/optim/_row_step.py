@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn, overload
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, overload
 
 import torch
 from torch import Tensor
@@ -19,6 +19,13 @@ from torch.optim import Optimizer
 from embed_ext._memory import untouched_zeros
 from embed_ext._row_gradients import coalesced
 from embed_ext._support import why_not
+
+if TYPE_CHECKING:
+    _Mixin = Optimizer
+else:
+    # No subclass of Optimizer beside torch's: libraries that look up optimizers by name among all
+    # subclasses then meet each of this package below torch's of its name alone.
+    _Mixin = object
 
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
 _DTYPES = (torch.float32, torch.float64, *_LOW_PRECISION)
@@ -99,7 +106,7 @@ class RowStep:
         return step_seed(self.group["seed"], self.position, step) if self.stochastic else None
 
 
-class RowOptimizer(Optimizer):
+class RowOptimizer(_Mixin):
     """What is put before a class of ``torch.optim`` so that it steps rows of tables.
 
     A subclass names the states of a table and says which op is called with what.

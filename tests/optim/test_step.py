@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
@@ -200,3 +201,11 @@ def test_the_dense_state_is_there_before_torchs_step(
     )
     optimizer.step()
     assert seen == [0.5]
+
+
+def test_every_class_is_found_below_torchs_of_its_name() -> None:
+    # Some libraries look up optimizers by name among all subclasses, and want no name twice.
+    own = [getattr(optim, name) for name in optim.__all__ if name != "step_in_backward"]
+    direct = [cls for cls in Optimizer.__subclasses__() if cls.__module__.startswith("embed_ext")]
+    assert direct == []
+    assert all(issubclass(cls, Optimizer) for cls in own)
