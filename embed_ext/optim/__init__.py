@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from embed_ext.optim.adagrad import Adagrad, RowwiseAdagrad
 from embed_ext.optim.adam import Adam, AdamW, RowwiseAdam
+from embed_ext.optim.catching_up import catch_up
 from embed_ext.optim.in_backward import step_in_backward
 from embed_ext.optim.sgd import SGD
 
@@ -25,5 +26,6 @@ __all__ = [
     "AdamW",
     "RowwiseAdagrad",
     "RowwiseAdam",
+    "catch_up",
     "step_in_backward",
 ]

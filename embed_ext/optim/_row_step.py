@@ -16,62 +16,23 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from embed_ext._memory import untouched_zeros
 from embed_ext._row_gradients import coalesced
 from embed_ext._support import why_not
+from embed_ext.optim._missed_steps import Matrix
+from embed_ext.optim._state import LOW_PRECISION, is_low_precision_table, lazy_zeros, step_seed
 
 if TYPE_CHECKING:
+    from embed_ext.optim.catching_up import CatchUp
+
     _Mixin = Optimizer
 else:
     # No subclass of Optimizer beside torch's: libraries that look up optimizers by name among all
     # subclasses then meet each of this package below torch's of its name alone.
     _Mixin = object
 
-_LOW_PRECISION = (torch.bfloat16, torch.float16)
-_DTYPES = (torch.float32, torch.float64, *_LOW_PRECISION)
+_DTYPES = (torch.float32, torch.float64, *LOW_PRECISION)
 _OWN_OPTIONS = {"stochastic_rounding": False, "seed": 0}  # of a group, and what an old one has
 _NOT_FOR_ROWS = ("amsgrad", "capturable", "differentiable")
-_64_BITS = (1 << 64) - 1
-
-
-def is_low_precision_table(parameter: Tensor) -> bool:
-    """Whether a parameter may be a table whose states are wider than itself."""
-    return parameter.dtype in _LOW_PRECISION and parameter.dim() == 2 and why_not(parameter) is None
-
-
-def lazy_zeros(table: Tensor, per_row: bool = False) -> Tensor:
-    """Return the state that a table [V, D] begins with: zeros [V, D], or [V] if `per_row`.
-
-    Float64 for float64, else float32. On the CPU a row's memory exists once the row is used.
-    """
-    dtype = torch.float64 if table.dtype == torch.float64 else torch.float32
-    shape = table.shape[:1] if per_row else table.shape
-    if table.device.type == "cpu":
-        return untouched_zeros(shape, dtype)
-    return torch.zeros(shape, dtype=dtype, device=table.device)
-
-
-def step_seed(seed: int, position: int, step: int) -> int:
-    """Return a seed, an int64, for one step of one table.
-
-    The finalizer of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
-    generators", 2014) after each of the three numbers, so that neighbours have nothing in common.
-    """
-    mixed = 0
-    for part in (seed, position, step):
-        mixed = (mixed + part + 0x9E3779B97F4A7C15) & _64_BITS
-        mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 & _64_BITS
-        mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB & _64_BITS
-        mixed ^= mixed >> 31
-    return mixed - (1 << 64) if mixed >> 63 else mixed
-
-
-def step_of(state: dict[str, Any]) -> Tensor:
-    """Return the count of a table's steps in its state, a 0-dim tensor, on the CPU to be read."""
-    step = state.get("step")
-    if step is None:
-        return torch.zeros((), dtype=torch.float32, device="cpu")
-    return torch.as_tensor(step, device="cpu")
 
 
 @dataclass
@@ -114,6 +75,10 @@ class RowOptimizer(_Mixin):
 
     # By torch's names; each has the shape of the table, except where `_per_row` says otherwise.
     _row_states: ClassVar[tuple[str, ...]]
+    # The one of them that moves a row also in the steps that do not use it, linearly.
+    _carried_state: ClassVar[str | None] = None
+
+    _catch_up: CatchUp | None = None  # catching_up.py sets it
 
     def _row_options(self, group: dict[str, Any]) -> dict[str, Any]:
         """Return what a group says, as the numbers that the op takes, or raise."""
@@ -122,6 +87,14 @@ class RowOptimizer(_Mixin):
     def _step_rows(self, step: RowStep) -> dict[str, Any]:
         """Update the rows in use; return the state of the table that is to be kept."""
         raise NotImplementedError
+
+    def _step_of_unused_rows(self, step: RowStep) -> Matrix:
+        """Return what torch's dense step does to (weight, carried state) of a row not in use."""
+        return (1.0, 0.0), (0.0, 1.0)
+
+    def _never_caught_up(self, group: dict[str, Any]) -> str | None:
+        """Say why no matrix does what torch's dense step does, as far as it is made up for."""
+        return None
 
     def _set_row_options(self, stochastic_rounding: bool, seed: int) -> None:
         # After torch's constructor, which has no room for more options; a group's own stay.
@@ -173,6 +146,8 @@ class RowOptimizer(_Mixin):
             try:
                 for step in steps:
                     step.table.grad = None
+                if self._catch_up is not None:
+                    self._catch_up.before_dense_step()
                 self._step_dense()
                 self._step_tables(steps)
             finally:
@@ -203,9 +178,13 @@ class RowOptimizer(_Mixin):
         for step in steps:
             if scale is not None:
                 step.values = (step.values / scale.to(step.values.device)).to(step.table.dtype)
+            if self._catch_up is not None:
+                unused = self._catch_up.before_step(step)
             state = self._step_rows(step)
             if state:
                 self.state[step.table].update(state)
+            if self._catch_up is not None:
+                self._catch_up.after_step(step, unused)
 
     def _step_one(self, table: Tensor) -> None:
         """Update the rows of one table that its gradient names."""
@@ -220,8 +199,7 @@ class RowOptimizer(_Mixin):
                 grad = None if only is not None and table is not only else table.grad
                 if grad is None or not (grad.is_sparse or self._has_state_of_rows(table)):
                     continue
-                name = group.get("param_names", {i: f"parameter {i} of group {number}"})[i]
-                self._check(table, grad, group, name)
+                self._check(table, grad, group, (number, i))
                 if grad.is_sparse:
                     rows = coalesced(grad)
                     indices, values = rows._indices()[0], rows._values()
@@ -241,8 +219,12 @@ class RowOptimizer(_Mixin):
             for key in self._row_states
         )
 
-    def _check(self, table: Tensor, grad: Tensor, group: dict[str, Any], name: str) -> None:
+    def _check(
+        self, table: Tensor, grad: Tensor, group: dict[str, Any], place: tuple[int, int]
+    ) -> None:
         def refuse(rule: str) -> NoReturn:
+            number, i = place
+            name = group.get("param_names", {i: f"parameter {i} of group {number}"})[i]
             raise RuntimeError(
                 f"embed_ext.optim.{type(self).__name__}: {rule} (the gradient of {name}, of shape "
                 f"{tuple(table.shape)})"
@@ -269,6 +251,8 @@ class RowOptimizer(_Mixin):
         reason = why_not(table)
         if reason is not None:
             refuse(reason)
+        if self._catch_up is not None and (never := self._never_caught_up(group)):
+            refuse(never)
         if type(group["seed"]) is not int:
             refuse(f"expected seed to be an int, but got {group['seed']!r}")
 

@@ -9,13 +9,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from embed_ext.optim._row_step import (
-    RowOptimizer,
-    RowStep,
-    is_low_precision_table,
-    lazy_zeros,
-    step_of,
-)
+from embed_ext.optim._row_step import RowOptimizer, RowStep
+from embed_ext.optim._state import is_low_precision_table, lazy_zeros, step_of
 
 __all__ = ["Adagrad", "RowwiseAdagrad"]
 
@@ -110,6 +105,14 @@ class Adagrad(RowOptimizer, torch.optim.Adagrad):
             step.table, total, step.indices, step.values, **options, seed=step.seed(int(count))
         )
         return {**state, "step": count, "sum": total}
+
+    def _never_caught_up(self, group: dict[str, Any]) -> str | None:
+        if group["weight_decay"] == 0:
+            return None
+        return (
+            "rows cannot catch up on weight decay that passes through the sum; expected "
+            f"weight_decay=0, but got {group['weight_decay']}"
+        )
 
     def _step_dense(self) -> None:
         # Up to version 2.11 torch's step expects what torch's constructor has made.

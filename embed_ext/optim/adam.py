@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from embed_ext.optim._row_step import RowOptimizer, RowStep, step_of
+from embed_ext.optim._missed_steps import Matrix
+from embed_ext.optim._row_step import RowOptimizer, RowStep
+from embed_ext.optim._state import step_of
 
 __all__ = ["Adam", "AdamW", "RowwiseAdam"]
 
@@ -45,6 +47,18 @@ class _AdamRows(RowOptimizer):
             seed=step.seed(int(count)),
         )
         return {**state, "step": count, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+
+    def _step_of_unused_rows(self, step: RowStep) -> Matrix:
+        # Moments stay what they are.
+        return (1 - step.options["lr"] * step.options["weight_decay"], 0.0), (0.0, 1.0)
+
+    def _never_caught_up(self, group: dict[str, Any]) -> str | None:
+        if group["weight_decay"] == 0 or group["decoupled_weight_decay"]:
+            return None
+        return (
+            "rows cannot catch up on weight decay that passes through moments; expected "
+            f"decoupled_weight_decay=True or weight_decay=0, but got {group['weight_decay']}"
+        )
 
 
 class Adam(_AdamRows, torch.optim.Adam):
@@ -135,7 +149,8 @@ class AdamW(_AdamRows, torch.optim.AdamW):
     **Lazy.** A row that the gradient does not name stays as it is: its moments do not move it and
     do not fade, and it does not decay, which torch's AdamW would do to every row at every step.
     With the default `weight_decay` of 0.01 that is a difference from the first step on, for the
-    rows that are not in use; it is the same where every step uses all rows.
+    rows that are not in use; it is the same where every step uses all rows. :func:`catch_up` makes
+    up for the decay.
 
     Args:
         params, lr, betas, eps, weight_decay: as torch's.

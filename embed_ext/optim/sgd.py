@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from embed_ext.optim._row_step import RowOptimizer, RowStep, step_of
+from embed_ext.optim._missed_steps import Matrix
+from embed_ext.optim._row_step import RowOptimizer, RowStep
+from embed_ext.optim._state import step_of
 
 __all__ = ["SGD"]
 
@@ -26,7 +28,7 @@ class SGD(RowOptimizer, torch.optim.SGD):
     `weight_decay` (which torch refuses for sparse gradients) only rows in use decay; with
     `momentum`, torch moves every row by its momentum at each step, here a row moves, and its
     momentum fades, when it is used. In both cases the steps are the same where every step uses all
-    rows.
+    rows, and with :func:`catch_up` always.
 
     The state of a table is torch's, `momentum_buffer`, made at its first step with momentum. It is
     float32 for bfloat16 and float16 tables, of which rows are computed in float32 and rounded once.
@@ -57,6 +59,7 @@ class SGD(RowOptimizer, torch.optim.SGD):
     """
 
     _row_states = ("momentum_buffer",)
+    _carried_state = "momentum_buffer"
 
     def __init__(
         self,
@@ -112,3 +115,16 @@ class SGD(RowOptimizer, torch.optim.SGD):
         if step.stochastic:
             state["step"] = count
         return state
+
+    def _step_of_unused_rows(self, step: RowStep) -> Matrix:
+        options = step.options
+        lr, decay, momentum = options["lr"], options["weight_decay"], options["momentum"]
+        if momentum == 0:
+            return (1 - lr * decay, 0.0), (0.0, 1.0)
+        first = self.state.get(step.table, {}).get("momentum_buffer") is None
+        undamped = 1.0 if first else 1 - options["dampening"]
+        buffer = undamped * decay, momentum
+        moved = buffer
+        if options["nesterov"]:
+            moved = decay + momentum * buffer[0], momentum * buffer[1]
+        return (1 - lr * moved[0], -lr * moved[1]), buffer

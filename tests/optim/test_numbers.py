@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from embed_ext import optim
-from embed_ext.optim._row_step import step_seed
+from embed_ext.optim._state import step_seed
 from tests.common import assert_same_bits
 from tests.optim.common import (
     ALL_CASES,
