@@ -26,7 +26,7 @@ from benchmarks.record import significant
 from benchmarks.rejections import rejection
 from benchmarks.stats import summarise
 from benchmarks.steps import OPTIMIZERS
-from benchmarks.timing import MIN_ROUNDS, garbage_collection_paused
+from benchmarks.timing import garbage_collection_paused, turns
 from benchmarks.verify import WrongResult
 
 VARIANTS = (BASELINE, SUBJECT, KEPT)
@@ -110,13 +110,11 @@ def measure(
     differences = check_losses(variants, batches)
     for trained in variants.values():
         trained.phases.clear()
-    shuffler, begun = random.Random(options.seed), time.perf_counter()
+    shuffler = random.Random(options.seed)
+    order = turns(VARIANTS, rounds=options.rounds, budget=options.budget, shuffler=shuffler)
     with garbage_collection_paused():
-        for done in range(options.rounds):
-            if done >= MIN_ROUNDS and time.perf_counter() - begun > options.budget:
-                break
-            for name in shuffler.sample(VARIANTS, len(VARIANTS)):
-                variants[name].train(batches[done % len(batches)])
+        for done, name in order:
+            variants[name].train(batches[done % len(batches)])
     totals = {
         name: [sum(phases.values()) for phases in trained.phases]
         for name, trained in variants.items()

@@ -9,7 +9,7 @@ import gc
 import itertools
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -139,6 +139,23 @@ def garbage_collection_paused() -> Iterator[None]:
             gc.enable()
 
 
+def turns(
+    names: Iterable[str], *, rounds: int, budget: float, shuffler: random.Random
+) -> Iterator[tuple[int, str]]:
+    """The number of the round and whose turn it is: each once a round, in an order of its own.
+
+    For ``rounds`` rounds or until ``budget`` seconds are spent, but at least MIN_ROUNDS rounds (or
+    ``rounds`` if that is less), whatever the budget.
+    """
+    names = list(names)
+    start = time.perf_counter()
+    for done in range(rounds):
+        if done >= MIN_ROUNDS and time.perf_counter() - start > budget:
+            break
+        for name in shuffler.sample(names, len(names)):
+            yield done, name
+
+
 @dataclass(frozen=True)
 class Samples:
     seconds: list[float]  # one entry a round
@@ -153,19 +170,10 @@ def interleave(
     budget: float,
     shuffler: random.Random,
 ) -> dict[str, Samples]:
-    """Time every sampler once a round, for ``rounds`` rounds or until ``budget`` seconds are spent.
-
-    At least MIN_ROUNDS rounds are run (or ``rounds`` if that is less), whatever the budget.
-    """
+    """Time every sampler once a round, for as long as ``turns`` says."""
     seconds: dict[str, list[float]] = {name: [] for name in samplers}
     with garbage_collection_paused():
         inner = {name: sampler.autorange(min_time) for name, sampler in samplers.items()}
-        start = time.perf_counter()
-        for done in range(rounds):
-            if done >= MIN_ROUNDS and time.perf_counter() - start > budget:
-                break
-            order = list(samplers)
-            shuffler.shuffle(order)
-            for name in order:
-                seconds[name].append(samplers[name].sample(inner[name]))
+        for _, name in turns(samplers, rounds=rounds, budget=budget, shuffler=shuffler):
+            seconds[name].append(samplers[name].sample(inner[name]))
     return {name: Samples(seconds[name], inner[name]) for name in samplers}

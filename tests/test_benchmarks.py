@@ -15,7 +15,7 @@ from benchmarks.cases import DISTRIBUTIONS, Case, make_indices
 from benchmarks.figures import scaling_group
 from benchmarks.providers import BASELINE, Lookup
 from benchmarks.summary import summarise_samples
-from benchmarks.timing import Sampler, Samples, interleave
+from benchmarks.timing import Sampler, Samples, interleave, turns
 
 # Cases and their data.
 
@@ -170,6 +170,14 @@ def test_each_round_times_everyone_once_in_an_order_that_changes() -> None:
     orders = {tuple(timed[i : i + 3]) for i in range(0, len(timed), 3)}
     assert all(sorted(order) == ["a", "b", "c"] for order in orders)
     assert len(orders) > 1
+
+
+@pytest.mark.parametrize(("rounds", "run"), [(3, 3), (9, 5)])
+def test_whose_turn_it_is_and_in_which_round(rounds: int, run: int) -> None:
+    """Some rounds are run, though the budget is spent before the first is through."""
+    order = list(turns("ab", rounds=rounds, budget=0.0, shuffler=random.Random(0)))
+    assert [done for done, _ in order] == [done for done in range(run) for _ in "ab"]
+    assert sorted(order) == [(done, name) for done in range(run) for name in "ab"]
 
 
 def test_samples_rotate_through_the_batches() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.cases import Case, make_data
 from benchmarks.record import significant
 from benchmarks.stats import summarise
-from benchmarks.timing import MIN_ROUNDS, garbage_collection_paused
+from benchmarks.timing import garbage_collection_paused, turns
 from benchmarks.training.trainers import SUBJECT, Trained, Trainer
 from benchmarks.verify import WrongResult
 
@@ -83,15 +83,13 @@ def measure(case: Case, trainers: Sequence[Trainer], options: Options) -> Iterat
         for indices in data.batches:
             one.step(indices, data.grad_output)
     seconds: dict[str, list[float]] = {name: [] for name in trained}
-    shuffler, begun = random.Random(options.seed), time.perf_counter()
+    shuffler = random.Random(options.seed)
+    order = turns(trained, rounds=options.rounds, budget=options.budget, shuffler=shuffler)
     with garbage_collection_paused():
-        for done in range(options.rounds):
-            if done >= MIN_ROUNDS and time.perf_counter() - begun > options.budget:
-                break
-            for name in shuffler.sample(sorted(trained), len(trained)):
-                start = time.perf_counter()
-                trained[name].step(data.batches[done % BATCHES], data.grad_output)
-                seconds[name].append(time.perf_counter() - start)
+        for done, name in order:
+            start = time.perf_counter()
+            trained[name].step(data.batches[done % BATCHES], data.grad_output)
+            seconds[name].append(time.perf_counter() - start)
     for name, own in seconds.items():
         summary = summarise(own)
         yield Timing(
