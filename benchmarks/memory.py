@@ -10,7 +10,6 @@ grad_output are in place; on CUDA it is the peak of allocated memory over the sa
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -20,14 +19,13 @@ from typing import Any
 import torch
 
 from benchmarks.cases import Case, CaseData, make_data
-from benchmarks.environment import ROOT
 from benchmarks.modes import Mode, deterministic, get_mode, make_call
+from benchmarks.processes import output_of
 from benchmarks.providers import Provider, get_provider
 from benchmarks.steps import LEARNING_RATE, make_step_data, training_step
 
 CALLS = 3
 PROCESSES = 3
-TIMEOUT_SECONDS = 600
 
 
 def measure_memory(
@@ -47,19 +45,9 @@ def measure_memory(
 
 def _measure_in_process(job: dict[str, object]) -> int:
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.memory", json.dumps(job)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        raise RuntimeError(f"memory not measured in {TIMEOUT_SECONDS} seconds") from None
-    if done.returncode != 0:
-        last_line = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise RuntimeError(f"memory not measured: {last_line}")
-    return int(done.stdout)
+        return int(output_of(sys.executable, "-m", "benchmarks.memory", json.dumps(job)))
+    except RuntimeError as error:
+        raise RuntimeError(f"memory not measured: {error}") from None
 
 
 def _peak_growth(case: Case, provider: Provider, mode: Mode, device: str, seed: int) -> int:
@@ -71,11 +59,11 @@ def _peak_growth(case: Case, provider: Provider, mode: Mode, device: str, seed: 
     with torch.set_grad_enabled(mode.grad):
         if provider.compiles:
             call(batches[0])
-        baseline = _resident_bytes(device)
-        _reset_peak(device)
+        baseline = resident_bytes(device)
+        reset_peak(device)
         for batch in batches:
             call(batch)
-    return max(0, _peak_bytes(device) - baseline)
+    return max(0, peak_bytes(device) - baseline)
 
 
 def _run(case: Case, provider: Provider, mode: Mode, device: str, seed: int, calls: int) -> None:
@@ -97,25 +85,29 @@ def _prepare(
     return training_step(lookup, tensors, LEARNING_RATE), tensors.batches
 
 
-def _resident_bytes(device: str) -> int:
+def resident_bytes(device: str) -> int:
+    """What this process holds now; on CUDA what is allocated there."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
         return torch.cuda.memory_allocated()
     return _status_bytes("VmRSS") or _max_resident_bytes()
 
 
-def _reset_peak(device: str) -> None:
+def reset_peak(device: str) -> None:
+    """Let ``peak_bytes`` forget what was held before."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         return
     try:
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the peak resident size
     except OSError:
-        # Not Linux, or not allowed: the peak then includes the set-up, and growth is a floor.
+        # Not allowed: then the peak is that of the set-up, if that was higher. Not Linux: then so
+        # is resident_bytes, and growth is a floor.
         return
 
 
-def _peak_bytes(device: str) -> int:
+def peak_bytes(device: str) -> int:
+    """The most that this process held at once since ``reset_peak``."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ pytest.importorskip("matplotlib", reason="the figures need the bench extra")
 from benchmarks import modes, stats, suites
 from benchmarks.cases import DISTRIBUTIONS, Case, make_indices
 from benchmarks.figures import scaling_group
+from benchmarks.processes import output_of
 from benchmarks.providers import BASELINE, Lookup
 from benchmarks.summary import summarise_samples
 from benchmarks.timing import Sampler, Samples, interleave, turns
@@ -213,3 +215,9 @@ def test_accumulation_adds_to_the_gradient_that_is_there() -> None:
     for _ in range(3):
         call(torch.tensor([1, 2, 3, 4]))
     assert module.weight.grad.tolist()[1:5] == [[3.0] * 3] * 4
+
+
+def test_what_another_program_says() -> None:
+    assert output_of(sys.executable, "-c", "print(2**5)") == "32\n"
+    with pytest.raises(RuntimeError, match="^KeyError: 'nobody'$"):
+        output_of(sys.executable, "-c", "{}['nobody']")

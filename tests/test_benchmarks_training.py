@@ -100,7 +100,7 @@ def test_nothing_to_draw(tmp_path: Path) -> None:
     assert not draw(results, tmp_path / "none.png")
 
 
-@pytest.mark.skipif(not memory.available(), reason="no /proc/self/status to read memory from")
+@pytest.mark.skipif(not memory.available(), reason="nothing here says what a process holds")
 def test_memory_is_measured_beside_what_a_process_holds() -> None:
     table, peak = memory.measure(f"SGD: {SUBJECT}", 300_000, 64, 1000)
     assert table == 300_000 * 64 * torch.float32.itemsize

@@ -32,6 +32,7 @@ from benchmarks.experiments import (
     tiny_call,
 )
 from benchmarks.experiments.report import render
+from benchmarks.processes import output_of
 from benchmarks.record import RESULTS_DIR
 
 HERE = Path(__file__).resolve().parent
@@ -53,11 +54,6 @@ def compiled(name: str, folder: str) -> str:
     source = str(HERE / f"{name}.cpp")
     subprocess.run([compiler, "-O3", "-std=c++17", source, "-o", program], check=True)
     return program
-
-
-def output_of(*command: object) -> str:
-    words = [str(word) for word in command]
-    return subprocess.run(words, check=True, capture_output=True, text=True).stdout
 
 
 def page_faults() -> Iterator[dict[str, Any]]:

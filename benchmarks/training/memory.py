@@ -2,38 +2,33 @@
 
 python -m benchmarks.training.memory TRAINER NUM_EMBEDDINGS EMBEDDING_DIM TOKENS
 
-prints the bytes of the table and the most that the process held beside what it held before.
+prints the bytes of the table, and the most that the process held beside what it held before it had
+one.
 """
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from importlib.util import find_spec
 
 import torch
 
-STATUS = Path("/proc/self/status")
+from benchmarks.memory import peak_bytes, reset_peak, resident_bytes
+from benchmarks.processes import output_of
+
+DEVICE = "cpu"
 STEPS = 5
 
 
-def peak_bytes() -> int:
-    """The most real memory that this process has held."""
-    (line,) = [line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:")]
-    return int(line.split()[1]) * 1024
-
-
 def available() -> bool:
-    """Whether this system tells."""
-    return STATUS.exists()
+    """Whether this system tells: Windows does not."""
+    return find_spec("resource") is not None
 
 
 def measure(trainer_key: str, num_embeddings: int, width: int, tokens: int) -> tuple[int, int]:
     """The table's bytes and the peak, measured by a child process."""
-    command = [sys.executable, "-m", __name__, trainer_key]
-    command += [str(number) for number in (num_embeddings, width, tokens)]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    output = output_of(sys.executable, "-m", __name__, trainer_key, num_embeddings, width, tokens)
     table, peak = output.split()
     return int(table), int(peak)
 
@@ -47,12 +42,13 @@ def main(arguments: Sequence[str]) -> None:
     # What a first step loads is no memory of the table's.
     small = trainer.build(torch.zeros(1000, width), 0.1)
     small.step(torch.randint(1000, (tokens,)), grad_output)
-    before = peak_bytes()
+    before = resident_bytes(DEVICE)
+    reset_peak(DEVICE)
     weight = torch.empty(num_embeddings, width).uniform_(-1, 1)
     trained = trainer.build(weight, 0.1)
     for _ in range(STEPS):
         trained.step(torch.randint(num_embeddings, (tokens,)), grad_output)
-    print(weight.nbytes, peak_bytes() - before)
+    print(weight.nbytes, peak_bytes(DEVICE) - before)
 
 
 if __name__ == "__main__":
