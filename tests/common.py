@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import embed_ext
+from embed_ext._index_check import Mode
 
 # Whether this is the build for tests/emulator, whose CUDA kernels serve CPU tensors.
 EMULATED = embed_ext.build_info().cuda_archs == "emulated"
@@ -166,6 +168,17 @@ def assert_same_step(ours: nn.Module, theirs: nn.Module, indices: Tensor) -> Non
         expected_grad = expected_parameters[name].grad
         assert expected_grad is not None and parameter.grad is not None
         assert_close(parameter.grad, expected_grad)
+
+
+@contextmanager
+def index_check_is(mode: Mode) -> Iterator[None]:
+    """Under it, this mode says when bad indices on a GPU are reported."""
+    before = embed_ext.index_check()
+    embed_ext.set_index_check(mode)
+    try:
+        yield
+    finally:
+        embed_ext.set_index_check(before)
 
 
 class OpLog(TorchDispatchMode):

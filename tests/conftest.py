@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import embed_ext
-from tests.common import EMULATED, HAS_CUDA
+from tests.common import EMULATED, HAS_CUDA, index_check_is
 from tests.emulator import control
 
 DEVICES = (
@@ -56,6 +56,22 @@ def emulated_device(request: pytest.FixtureRequest) -> Iterator[None]:
 def seeded() -> None:
     """Random numbers that a test does not seed itself are the same in every run."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def reports_at_once() -> Iterator[None]:
+    """On a GPU too, the call itself reports its bad index."""
+    with index_check_is("sync"):
+        yield
+
+
+@pytest.fixture
+def reports_later() -> Iterator[None]:
+    """On a GPU a later call reports a bad index; no report waits at first, and none is left."""
+    embed_ext.check_indices()
+    with index_check_is("lazy"):
+        yield
+    embed_ext.check_indices()
 
 
 @pytest.fixture

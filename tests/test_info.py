@@ -17,6 +17,7 @@ import embed_ext
 from embed_ext import _C, Embedding
 from embed_ext.__main__ import main
 from embed_ext._info import OPS, self_check
+from tests.common import index_check_is
 
 
 def test_build_info_describes_this_build() -> None:
@@ -113,15 +114,11 @@ def test_exit_status_is_that_of_the_self_check(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("mode", ["lazy", "sync", "none"])
 def test_index_check_mode_can_be_set(mode: Any) -> None:
-    previous = embed_ext.index_check()
-    try:
-        embed_ext.set_index_check(mode)
+    with index_check_is(mode):
         assert embed_ext.index_check() == mode
         with pytest.raises(IndexError):  # on the CPU, whatever the mode
             Embedding(3, 2)(torch.tensor([3]))
         embed_ext.check_indices()
-    finally:
-        embed_ext.set_index_check(previous)
 
 
 def test_unknown_index_check_mode_is_refused() -> None:

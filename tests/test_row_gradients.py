@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import embed_ext
 from embed_ext._row_gradients import coalesced
 from tests.common import (
     COMPLEX_DTYPES,
@@ -135,12 +134,8 @@ def test_a_gradient_of_the_sum() -> None:
     assert_close(values.grad, weights[rows])
 
 
+@pytest.mark.usefixtures("reports_at_once")
 def test_a_row_beyond_the_table(device: str) -> None:
     grad = sparse(make_table(2, WIDTH, device=device), torch.tensor([1, NUM_ROWS], device=device))
-    mode = embed_ext.index_check()
-    embed_ext.set_index_check("sync")
-    try:
-        with pytest.raises(IndexError, match=f"{NUM_ROWS}, but weight has {NUM_ROWS} rows"):
-            coalesced(grad)
-    finally:
-        embed_ext.set_index_check(mode)
+    with pytest.raises(IndexError, match=f"{NUM_ROWS}, but weight has {NUM_ROWS} rows"):
+        coalesced(grad)

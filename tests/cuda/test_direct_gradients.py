@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import embed_ext
-from tests.common import EMULATED, REAL_DTYPES
+from tests.common import EMULATED, REAL_DTYPES, index_check_is
 from tests.cuda.common import DEVICE, deterministic, needs_cuda, needs_gpu, row_sums, whole_numbers
 
 pytestmark = needs_cuda
@@ -125,9 +125,7 @@ def test_indices_that_change_after_the_backward() -> None:
 def test_bad_indices_are_not_cleared() -> None:
     """Which rows were written is known by the indices, bad ones and all."""
     table = module(keep_grad_buffer=True)
-    mode = embed_ext.index_check()
-    embed_ext.set_index_check("none")
-    try:
+    with index_check_is("none"):
         for step in range(3):
             indices, grad = batch(step, torch.float32)
             indices[::7], indices[1::7] = ROWS + 1000 * step, -1 - step
@@ -135,8 +133,6 @@ def test_bad_indices_are_not_cleared() -> None:
             good = (indices >= 0) & (indices < ROWS)
             assert_grad_is(table, (indices[good], grad[good]))
             table.weight.grad = None
-    finally:
-        embed_ext.set_index_check(mode)
 
 
 def test_writes_that_hide_are_found_by_the_search() -> None:
@@ -189,22 +185,19 @@ def test_micro_batches_of_another_stream() -> None:
         table.weight.grad = None
 
 
+@pytest.mark.usefixtures("reports_at_once")
 def test_bad_indices_leave_grad_alone() -> None:
     table = module(keep_grad_buffer=True)
     good = batch(0, torch.float32)
     table(good[0]).backward(good[1])
-    embed_ext.set_index_check("sync")
-    try:
-        bad = good[0].clone()
-        bad[5] = ROWS
-        with pytest.raises(IndexError, match="out of range"):
-            table(bad).backward(good[1])
-        before = table.weight.grad.clone()
-        with pytest.raises(IndexError, match=r"embedding_grad_add_: .*indices\[5\]"):
-            torch.ops.embed_ext.embedding_grad_add_(table.weight.grad, good[1], bad)
-        assert torch.equal(table.weight.grad, before)
-    finally:
-        embed_ext.set_index_check("lazy")
+    bad = good[0].clone()
+    bad[5] = ROWS
+    with pytest.raises(IndexError, match="out of range"):
+        table(bad).backward(good[1])
+    before = table.weight.grad.clone()
+    with pytest.raises(IndexError, match=r"embedding_grad_add_: .*indices\[5\]"):
+        torch.ops.embed_ext.embedding_grad_add_(table.weight.grad, good[1], bad)
+    assert torch.equal(table.weight.grad, before)
     assert_grad_is(table, good)
 
 

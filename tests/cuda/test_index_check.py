@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
@@ -15,7 +14,7 @@ import embed_ext
 from tests.common import INDEX_DTYPES, make_table
 from tests.cuda.common import DEVICE, deterministic, needs_cuda, needs_gpu, synchronize
 
-pytestmark = needs_cuda
+pytestmark = [*needs_cuda, pytest.mark.usefixtures("reports_later")]
 
 ops = torch.ops.embed_ext
 
@@ -24,17 +23,6 @@ BAD = 7
 POSITION = 2
 GOOD_INDICES = [0, 4, 1, 3]
 BAD_INDICES = [0, 4, BAD, 3]
-
-
-@pytest.fixture(autouse=True)
-def lazy() -> Iterator[None]:
-    """Each test starts in lazy mode with no report waiting, and leaves none behind."""
-    before = embed_ext.index_check()
-    embed_ext.check_indices()
-    embed_ext.set_index_check("lazy")
-    yield
-    embed_ext.set_index_check(before)
-    embed_ext.check_indices()
 
 
 def cuda_indices(values: list[int], dtype: torch.dtype = torch.int64) -> Tensor:

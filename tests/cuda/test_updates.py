@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -13,22 +11,11 @@ from embed_ext import reference
 from tests.common import assert_close, assert_same_bits, make_table
 from tests.cuda.common import DEVICE, needs_cuda
 
-pytestmark = needs_cuda
+pytestmark = [*needs_cuda, pytest.mark.usefixtures("reports_later")]
 
 ops = torch.ops.embed_ext
 
 ROWS = 9
-
-
-@pytest.fixture(autouse=True)
-def lazy() -> Iterator[None]:
-    """Each test starts in lazy mode with no report waiting, and leaves none behind."""
-    before = embed_ext.index_check()
-    embed_ext.check_indices()
-    embed_ext.set_index_check("lazy")
-    yield
-    embed_ext.set_index_check(before)
-    embed_ext.check_indices()
 
 
 def update(weight: Tensor, total: Tensor, indices: list[int]) -> None:

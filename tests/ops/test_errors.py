@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 
 import embed_ext
 from tests.common import INDEX_DTYPES, make_table, runs_cuda_kernels
+
+pytestmark = pytest.mark.usefixtures("reports_at_once")
 
 ops = torch.ops.embed_ext
 
@@ -56,15 +58,6 @@ BACKWARDS = ("embedding_dense_backward", "embedding_sparse_backward")
 
 every_op = pytest.mark.parametrize("op", OPS)
 every_backward = pytest.mark.parametrize("op", BACKWARDS)
-
-
-@pytest.fixture(autouse=True)
-def at_once() -> Iterator[None]:
-    """On a GPU too, the call itself reports its bad index."""
-    mode = embed_ext.index_check()
-    embed_ext.set_index_check("sync")
-    yield
-    embed_ext.set_index_check(mode)
 
 
 def indices_of(values: object, dtype: torch.dtype = torch.int64, device: str = "cpu") -> Tensor:

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-import embed_ext
 from tests.common import assert_same_bits, bits
 from tests.ops.updates import METHODS, Update, make_update
 
+pytestmark = pytest.mark.usefixtures("reports_at_once")
+
 every_method = pytest.mark.parametrize("name", METHODS)
-
-
-@pytest.fixture(autouse=True)
-def at_once() -> Iterator[None]:
-    """On a GPU too, the call itself reports its bad index."""
-    mode = embed_ext.index_check()
-    embed_ext.set_index_check("sync")
-    yield
-    embed_ext.set_index_check(mode)
 
 
 def refuses(update: Update, error: type[Exception], *parts: str, untouched: bool = True) -> None:
