@@ -22,7 +22,7 @@ from benchmarks.progress import progress_bar
 from benchmarks.training import memory
 from benchmarks.training.measure import Options, measure, set_threads
 from benchmarks.training.report import KIND, draw, render
-from benchmarks.training.trainers import ROWWISE, SUBJECT, TRAINERS, Trainer
+from benchmarks.training.trainers import PLAIN, ROWWISE, SUBJECT, TRAINERS, Trainer
 
 TOKENS = 65_536
 CASES = tuple(
@@ -58,24 +58,22 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def is_measured(trainer: Trainer, case: Case) -> bool:
+    """How a step grows with the table is shown by the plain ones alone."""
+    if case not in CASES and trainer.step != PLAIN:
+        return False
+    return case.num_embeddings <= MOST_ROWS_OF_A_PASS or not trainer.passes_over_the_table
+
+
 def runs(options: argparse.Namespace) -> Iterator[tuple[Case, list[Trainer]]]:
     """What is measured together: a case, and the trainers of one method."""
     for case in dict.fromkeys((*CASES, *SCALING)):
         if options.cases and not any(part in case.name for part in options.cases):
             continue
         for method in options.only:
-            yield (
-                case,
-                [
-                    trainer
-                    for trainer in TRAINERS
-                    if trainer.method == method
-                    and (
-                        case.num_embeddings <= MOST_ROWS_OF_A_PASS
-                        or not trainer.passes_over_the_table
-                    )
-                ],
-            )
+            trainers = [t for t in TRAINERS if t.method == method and is_measured(t, case)]
+            if trainers:
+                yield case, trainers
 
 
 def peak_memory(key: str) -> dict[str, Any]:

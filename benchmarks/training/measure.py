@@ -51,12 +51,12 @@ class Timing:
 
 
 def check_alike(
-    trained: dict[str, Trained], batches: Sequence[Tensor], grad_output: Tensor
+    trained: dict[str, Trained], batches: Sequence[Sequence[Tensor]], grad_output: Tensor
 ) -> None:
     """Take a step with each on all batches; tables that differ by more than rounding raise."""
     for one in trained.values():
-        for indices in batches:
-            one.step(indices, grad_output)
+        for uses in batches:
+            one.step(uses, grad_output)
     expected = trained[SUBJECT].weight()
     # A row of many tokens moves far, and those who add to it token by token round each time.
     allowed = 1e-3 * CHECKED_RATE + 1e-4 * expected.abs()
@@ -70,25 +70,27 @@ def check_alike(
 
 def measure(case: Case, trainers: Sequence[Trainer], options: Options) -> Iterator[Timing]:
     """The trainers of one method on one case; those that are missing here are left out."""
-    data = make_data(case, batches=BATCHES, device="cpu", seed=options.seed)
+    uses = trainers[0].step.uses
+    data = make_data(case, batches=BATCHES * uses, device="cpu", seed=options.seed)
+    batches = [data.batches[i : i + uses] for i in range(0, len(data.batches), uses)]
     present = [trainer for trainer in trainers if trainer.unavailable() is None]
 
     def build_all(learning_rate: float) -> dict[str, Trained]:
         return {t.name: t.build(data.weight.clone(), learning_rate) for t in present}
 
     # One batch: dense Adam goes on to move rows that no later batch has.
-    check_alike(build_all(CHECKED_RATE), data.batches[:1], data.grad_output)
+    check_alike(build_all(CHECKED_RATE), batches[:1], data.grad_output)
     trained = build_all(TIMED_RATE)
     for one in trained.values():  # the memory of a row's state comes to be with its first step
-        for indices in data.batches:
-            one.step(indices, data.grad_output)
+        for batch in batches:
+            one.step(batch, data.grad_output)
     seconds: dict[str, list[float]] = {name: [] for name in trained}
     shuffler = random.Random(options.seed)
     order = turns(trained, rounds=options.rounds, budget=options.budget, shuffler=shuffler)
     with garbage_collection_paused():
         for done, name in order:
             start = time.perf_counter()
-            trained[name].step(data.batches[done % BATCHES], data.grad_output)
+            trained[name].step(batches[done % BATCHES], data.grad_output)
             seconds[name].append(time.perf_counter() - start)
     for name, own in seconds.items():
         summary = summarise(own)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 import torch
+from torch import Tensor
 
 from benchmarks.memory import peak_bytes, reset_peak, resident_bytes
 from benchmarks.processes import output_of
@@ -39,15 +40,19 @@ def main(arguments: Sequence[str]) -> None:
     (trainer,) = [trainer for trainer in TRAINERS if trainer.key == arguments[0]]
     num_embeddings, width, tokens = map(int, arguments[1:])
     grad_output = torch.ones(tokens, width)
+
+    def batch(rows: int) -> list[Tensor]:
+        return [torch.randint(rows, (tokens,)) for _ in range(trainer.step.uses)]
+
     # What a first step loads is no memory of the table's.
     small = trainer.build(torch.zeros(1000, width), 0.1)
-    small.step(torch.randint(1000, (tokens,)), grad_output)
+    small.step(batch(1000), grad_output)
     before = resident_bytes(DEVICE)
     reset_peak(DEVICE)
     weight = torch.empty(num_embeddings, width).uniform_(-1, 1)
     trained = trainer.build(weight, 0.1)
     for _ in range(STEPS):
-        trained.step(torch.randint(num_embeddings, (tokens,)), grad_output)
+        trained.step(batch(num_embeddings), grad_output)
     print(weight.nbytes, peak_bytes(DEVICE) - before)
 
 

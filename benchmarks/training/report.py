@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,12 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.formats import format_bytes, format_ratio, format_seconds, markdown_table, unique
 from benchmarks.training.measure import Timing
-from benchmarks.training.trainers import SUBJECT
+from benchmarks.training.trainers import (
+    ADAM_CLIPPED,
+    EPS_CLIPPED,
+    MAX_NORM,
+    SGD_TWO_USES,
+    SUBJECT,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 KIND = "training"
+# What a method's steps have that others have not.
+NOTES = {
+    ADAM_CLIPPED: f"With `clip_grad_norm_` to a norm of {MAX_NORM:g} before `optimizer.step()`: "
+    f"{SUBJECT}'s own, and torch's, which clips no sparse gradient. `eps` is {EPS_CLIPPED:g}.",
+    SGD_TWO_USES: "The table is looked up twice, by as many indices of its own each time, and one "
+    "backward adds up the gradients of both.",
+}
 
 
 def render(results: dict[str, Any]) -> str:
@@ -37,7 +51,8 @@ def render(results: dict[str, Any]) -> str:
     lines += [f"- **{name} is missing**: {why}" for name, why in results["unavailable"].items()]
     sections = ["\n".join(lines)]
     for method in unique(timing.method for timing in timings):
-        sections += [f"## {method}", _table([t for t in timings if t.method == method])]
+        sections += [f"## {method}", *([NOTES[method]] if method in NOTES else [])]
+        sections.append(_table([t for t in timings if t.method == method]))
     if results["memory"]:
         sections += ["## Peak memory", _memory(results["memory"])]
     return "\n\n".join(sections) + "\n"
@@ -79,20 +94,22 @@ def _memory(entries: Sequence[dict[str, Any]]) -> str:
 
 
 def draw(results: dict[str, Any], path: Path) -> bool:
-    """Save a plot of a step's time against the table's rows.
+    """Save a plot of a step's time against the table's rows, of the methods that have several.
 
     False if there is nothing to draw, or no matplotlib to draw it with.
     """
     timings = [Timing(**raw) for raw in results["timings"]]
     scaling = [t for t in timings if t.case in results["scaling"]]
-    if len({timing.num_embeddings for timing in scaling}) < 2 or find_spec("matplotlib") is None:
+    sizes = {(timing.method, timing.num_embeddings) for timing in scaling}
+    sizes_of = Counter(method for method, _ in sizes)
+    methods = [m for m in unique(timing.method for timing in scaling) if sizes_of[m] > 1]
+    if not methods or find_spec("matplotlib") is None:
         return False
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    methods = unique(timing.method for timing in scaling)
     figure, axes = pyplot.subplots(
         1, len(methods), figsize=(4 * len(methods), 3.8), sharey=True, squeeze=False
     )

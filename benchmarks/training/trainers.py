@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,17 +16,33 @@ from benchmarks.lookup import needs
 
 FBGEMM = "fbgemm_gpu"
 EPS = 1e-8
+# Adam moves a row alike whatever its gradient is multiplied by, unless that is small beside eps:
+# only then does a table differ that was clipped otherwise.
+EPS_CLIPPED = 1e-3
+MAX_NORM = 1.0  # of a gradient that is far longer: it always scales
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is in a step beside `zero_grad()`, lookup, backward and update."""
+
+    clip: bool = False  # to MAX_NORM, before the update
+    uses: int = 1  # lookups, each of indices of its own; one backward has the gradients of all
+
+
+PLAIN, CLIPPED, TWO_USES = Step(), Step(clip=True), Step(uses=2)
 
 
 @dataclass(frozen=True)
 class Trained:
     """A table that is trained."""
 
-    step: Callable[[Tensor, Tensor], None]  # indices [tokens], gradient of its rows [tokens, D]
+    # The indices of each use [tokens], and what each gets as the gradient of its rows [tokens, D].
+    step: Callable[[Sequence[Tensor], Tensor], None]
     weight: Callable[[], Tensor]  # [V, D]
 
 
-Build = Callable[[Tensor, float], Trained]  # of a table [V, D] and a learning rate
+Make = Callable[[Tensor, float, Step], Trained]  # of a table [V, D] and a learning rate
 
 
 @dataclass(frozen=True)
@@ -34,53 +51,66 @@ class Trainer:
 
     name: str
     method: str
-    build: Build
+    make: Make
     passes_over_the_table: bool = False  # a step costs what the rows that there are cost
+    step: Step = PLAIN  # of one method all have the same
     unavailable: Callable[[], str | None] = lambda: None
 
     @property
     def key(self) -> str:
         return f"{self.method}: {self.name}"
 
+    def build(self, weight: Tensor, learning_rate: float) -> Trained:
+        """Train this table, [V, D]."""
+        return self.make(weight, learning_rate, self.step)
+
 
 SUBJECT = "embed_ext"
+OptimizerOf = Callable[..., torch.optim.Optimizer]
 
 
 def _module(
-    table: nn.Embedding, make: Callable[..., torch.optim.Optimizer], learning_rate: float
+    table: nn.Embedding,
+    optimizer: torch.optim.Optimizer,
+    step: Step,
+    clip_grad_norm_: Callable[..., object],
 ) -> Trained:
-    optimizer = make(list(table.parameters()), lr=learning_rate)
-
-    def step(indices: Tensor, grad_output: Tensor) -> None:
+    def train(uses: Sequence[Tensor], grad_output: Tensor) -> None:
         optimizer.zero_grad()
-        table(indices).backward(grad_output)
+        outputs = [table(indices) for indices in uses]
+        torch.autograd.backward(outputs, [grad_output] * len(outputs))
+        if step.clip:
+            clip_grad_norm_(table.parameters(), MAX_NORM)
         optimizer.step()
 
-    return Trained(step, lambda: table.weight.detach())
+    return Trained(train, lambda: table.weight.detach())
 
 
-def ours(make: Callable[..., torch.optim.Optimizer]) -> Build:
-    def build(weight: Tensor, learning_rate: float) -> Trained:
+def ours(optimizer_of: OptimizerOf) -> Make:
+    def make(weight: Tensor, learning_rate: float, step: Step) -> Trained:
         rows, width = weight.shape
         table = embed_ext.Embedding(rows, width, _weight=weight, sparse=True, coalesced=True)
-        return _module(table, make, learning_rate)
+        optimizer = optimizer_of(table.parameters(), lr=learning_rate)
+        return _module(table, optimizer, step, embed_ext.clip_grad_norm_)
 
-    return build
+    return make
 
 
-def theirs(make: Callable[..., torch.optim.Optimizer], *, sparse: bool) -> Build:
-    def build(weight: Tensor, learning_rate: float) -> Trained:
+def theirs(optimizer_of: OptimizerOf, *, sparse: bool) -> Make:
+    def make(weight: Tensor, learning_rate: float, step: Step) -> Trained:
         rows, width = weight.shape
         table = nn.Embedding(rows, width, _weight=weight, sparse=sparse)
-        return _module(table, make, learning_rate)
+        optimizer = optimizer_of(table.parameters(), lr=learning_rate)
+        return _module(table, optimizer, step, nn.utils.clip_grad_norm_)
 
-    return build
+    return make
 
 
-def fbgemm(optimizer: str) -> Build:
-    """FBGEMM's table, whose backward updates it."""
+def fbgemm(optimizer: str) -> Make:
+    """FBGEMM's table, whose backward updates it: it has no gradient to clip, or to add to."""
 
-    def build(weight: Tensor, learning_rate: float) -> Trained:
+    def make(weight: Tensor, learning_rate: float, step: Step) -> Trained:
+        assert step == PLAIN
         training = importlib.import_module(f"{FBGEMM}.split_table_batched_embeddings_ops_training")
         common = importlib.import_module(f"{FBGEMM}.split_table_batched_embeddings_ops_common")
         configs = importlib.import_module(f"{FBGEMM}.split_embedding_configs")
@@ -95,23 +125,29 @@ def fbgemm(optimizer: str) -> Build:
         own.copy_(weight)
         offsets: dict[int, Tensor] = {}
 
-        def step(indices: Tensor, grad_output: Tensor) -> None:
+        def train(uses: Sequence[Tensor], grad_output: Tensor) -> None:
+            (indices,) = uses
             # One bag a token; a training loop has its offsets ready.
             count = indices.numel()
             if count not in offsets:
                 offsets[count] = torch.arange(count + 1)
             table(indices, offsets[count]).backward(grad_output)
 
-        return Trained(step, lambda: own.detach())
+        return Trained(train, lambda: own.detach())
 
-    return build
+    return make
 
 
-def _adagrad(of: Any) -> Callable[..., torch.optim.Optimizer]:
-    return lambda parameters, lr: of(parameters, lr=lr, eps=EPS)
+def _adagrad(of: Any) -> OptimizerOf:
+    return partial(of, eps=EPS)
+
+
+def _adam_clipped(of: Any) -> OptimizerOf:
+    return partial(of, eps=EPS_CLIPPED)
 
 
 ROWWISE = "row-wise Adagrad"
+ADAM_CLIPPED, SGD_TWO_USES = "Adam, clipped", "SGD, two uses"
 
 TRAINERS = (
     Trainer(SUBJECT, "SGD", ours(embed_ext.optim.SGD)),
@@ -126,4 +162,18 @@ TRAINERS = (
     Trainer(SUBJECT, "Adam", ours(embed_ext.optim.Adam)),
     Trainer("torch, SparseAdam", "Adam", theirs(torch.optim.SparseAdam, sparse=True)),
     Trainer("torch, dense", "Adam", theirs(torch.optim.Adam, sparse=False), True),
+    # torch clips no sparse gradient, so that its SparseAdam is not among these.
+    Trainer(SUBJECT, ADAM_CLIPPED, ours(_adam_clipped(embed_ext.optim.Adam)), step=CLIPPED),
+    Trainer(
+        "torch, dense",
+        ADAM_CLIPPED,
+        theirs(_adam_clipped(torch.optim.Adam), sparse=False),
+        True,
+        step=CLIPPED,
+    ),
+    Trainer(SUBJECT, SGD_TWO_USES, ours(embed_ext.optim.SGD), step=TWO_USES),
+    Trainer("torch, sparse", SGD_TWO_USES, theirs(torch.optim.SGD, sparse=True), step=TWO_USES),
+    Trainer(
+        "torch, dense", SGD_TWO_USES, theirs(torch.optim.SGD, sparse=False), True, step=TWO_USES
+    ),
 )
