@@ -15,27 +15,37 @@ struct Block {
   Vec<Acc> part[kParts<Acc>];
 };
 
-// `count` elements, column_stride apart, and zeros.
+// Whether a block is full and lies in memory without gaps.
+inline bool is_whole(int64_t column_stride, int64_t count) {
+  return count == kBlock && column_stride == 1;
+}
+
 template <class Acc, class T>
-inline Block<Acc> load_block(const T* from, int64_t column_stride, int64_t count) {
-  T filled[kBlock] = {};
-  if (count < kBlock || column_stride != 1) {
-    for (int64_t j = 0; j < count; ++j) {
-      filled[j] = from[j * column_stride];
-    }
-    from = filled;
-  }
-  Block<Acc> to = {};
+inline Block<Acc> load_whole(const T* from) {
+  Block<Acc> to;
   for (int p = 0; p < kParts<Acc>; ++p) {
     load(from + p * kLanes<Acc>, to.part[p]);
   }
   return to;
 }
 
+// `count` elements, column_stride apart, and zeros.
+template <class Acc, class T>
+inline Block<Acc> load_block(const T* from, int64_t column_stride, int64_t count) {
+  if (is_whole(column_stride, count)) {
+    return load_whole<Acc>(from);
+  }
+  T filled[kBlock] = {};
+  for (int64_t j = 0; j < count; ++j) {
+    filled[j] = from[j * column_stride];
+  }
+  return load_whole<Acc>(filled);
+}
+
 template <class T, class Acc>
 inline void store_block(const Block<Acc>& from, int64_t column_stride, int64_t count, T* to) {
   T filled[kBlock];
-  T* const whole = count < kBlock || column_stride != 1 ? filled : to;
+  T* const whole = is_whole(column_stride, count) ? to : filled;
   for (int p = 0; p < kParts<Acc>; ++p) {
     store(from.part[p], whole + p * kLanes<Acc>);
   }
@@ -47,87 +57,62 @@ inline void store_block(const Block<Acc>& from, int64_t column_stride, int64_t c
 }
 
 inline Vec<float> square_root(const Vec<float>& x) {
-  Vec<float> root;
 #if EMBED_EXT_VECTOR_BYTES == 64
-  const __m512 value = _mm512_maskz_sqrt_ps(0xFFFF, _mm512_loadu_ps(&x));  // as in vectors.inl
-  std::memcpy(&root, &value, sizeof(root));
+  // As in vectors.inl.
+  return bits_as<Vec<float>>(_mm512_maskz_sqrt_ps(0xFFFF, bits_as<__m512>(x)));
 #elif EMBED_EXT_VECTOR_BYTES == 32
-  const __m256 value = _mm256_sqrt_ps(_mm256_loadu_ps(reinterpret_cast<const float*>(&x)));
-  std::memcpy(&root, &value, sizeof(root));
+  return bits_as<Vec<float>>(_mm256_sqrt_ps(bits_as<__m256>(x)));
 #else
+  Vec<float> root;
   for (int64_t lane = 0; lane < kLanes<float>; ++lane) {
     root[lane] = __builtin_sqrtf(x[lane]);
   }
-#endif
   return root;
+#endif
 }
 
 inline Vec<double> square_root(const Vec<double>& x) {
-  Vec<double> root;
 #if EMBED_EXT_VECTOR_BYTES == 64
-  const __m512d value = _mm512_maskz_sqrt_pd(0xFF, _mm512_loadu_pd(&x));
-  std::memcpy(&root, &value, sizeof(root));
+  return bits_as<Vec<double>>(_mm512_maskz_sqrt_pd(0xFF, bits_as<__m512d>(x)));
 #elif EMBED_EXT_VECTOR_BYTES == 32
-  const __m256d value = _mm256_sqrt_pd(_mm256_loadu_pd(reinterpret_cast<const double*>(&x)));
-  std::memcpy(&root, &value, sizeof(root));
+  return bits_as<Vec<double>>(_mm256_sqrt_pd(bits_as<__m256d>(x)));
 #else
+  Vec<double> root;
   for (int64_t lane = 0; lane < kLanes<double>; ++lane) {
     root[lane] = __builtin_sqrt(x[lane]);
   }
-#endif
   return root;
+#endif
 }
 
 inline float square_root(float x) { return __builtin_sqrtf(x); }
 inline double square_root(double x) { return __builtin_sqrt(x); }
 
-// 32 random bits for each element, of the seed, the row and the column alone, so that the result
-// does not depend on who computes it. Two rounds of multiplying and shifting (as integer hashes
-// have them) spread a column over all bits.
-struct Randomness {
-  Randomness(uint64_t seed, int64_t row) {
-    uint64_t key = seed + static_cast<uint64_t>(row) * 0x9E3779B97F4A7C15u;
-    key = (key ^ (key >> 30)) * 0xBF58476D1CE4E5B9u;
-    key = (key ^ (key >> 27)) * 0x94D049BB133111EBu;
-    key ^= key >> 31;
-    first = static_cast<uint32_t>(key);
-    second = static_cast<uint32_t>(key >> 32);
-  }
+#define EMBED_EXT_STEP inline
+#include "../update_steps.inl"
+#undef EMBED_EXT_STEP
 
-  Vec<uint32_t> of_columns(int64_t column) const {
-    Vec<uint32_t> x;
-    for (int64_t lane = 0; lane < kLanes<float>; ++lane) {
-      x[lane] = static_cast<uint32_t>(column + lane);
-    }
-    x = x * 0x9E3779B9u + first;
-    x = (x ^ (x >> 16)) * 0x7FEB352Du + second;
-    x = (x ^ (x >> 15)) * 0x846CA68Bu;
-    return x ^ (x >> 16);
+// A vector of columns from this one on, as Randomness takes them.
+inline Vec<uint32_t> columns_from(int64_t column) {
+  Vec<uint32_t> columns;
+  for (int64_t lane = 0; lane < kLanes<float>; ++lane) {
+    columns[lane] = static_cast<uint32_t>(column + lane);
   }
-
-  uint32_t first, second;
-};
+  return columns;
+}
 
 inline Vec<float> select(const Vec<uint32_t>& mask, const Vec<float>& a, const Vec<float>& b) {
-  Vec<uint32_t> a_bits, b_bits;
-  std::memcpy(&a_bits, &a, sizeof(a));
-  std::memcpy(&b_bits, &b, sizeof(b));
-  const Vec<uint32_t> bits = (mask & a_bits) | (~mask & b_bits);
-  Vec<float> chosen;
-  std::memcpy(&chosen, &bits, sizeof(bits));
-  return chosen;
+  const auto a_bits = bits_as<Vec<uint32_t>>(a), b_bits = bits_as<Vec<uint32_t>>(b);
+  return bits_as<Vec<float>>((mask & a_bits) | (~mask & b_bits));
 }
 
 // x rounded down or up to a number that has `dropped` bits less, each as often as it is near; x
 // itself beyond `largest`, which rounding up would overflow, for a NaN and for infinity.
 inline Vec<float> dither(const Vec<float>& x, const Vec<uint32_t>& random, int dropped,
                          uint32_t largest) {
-  Vec<uint32_t> bits;
-  std::memcpy(&bits, &x, sizeof(x));
+  const auto bits = bits_as<Vec<uint32_t>>(x);
   const uint32_t low = (1u << dropped) - 1;
-  const Vec<uint32_t> moved = (bits + (random & low)) & ~low;
-  Vec<float> dithered;
-  std::memcpy(&dithered, &moved, sizeof(moved));
+  const auto dithered = bits_as<Vec<float>>((bits + (random & low)) & ~low);
   return select(Vec<uint32_t>((bits & 0x7FFFFFFFu) > largest), x, dithered);
 }
 
@@ -140,74 +125,14 @@ inline Vec<float> dither_to(const c10::Half* /*type*/, const Vec<float>& x,
                             const Vec<uint32_t>& random) {
   const Vec<float> normal = dither(x, random, 13, 0x477FE000u);
   // Below 2^-14 the numbers of float16 are 2^-24 apart.
-  Vec<uint32_t> bits;
-  std::memcpy(&bits, &x, sizeof(x));
+  const auto bits = bits_as<Vec<uint32_t>>(x);
   const auto is_small = Vec<uint32_t>((bits & 0x7FFFFFFFu) < 0x38800000u);
-  const Vec<uint32_t> size = bits & 0x7FFFFFFFu & is_small;
-  Vec<float> scaled;
-  std::memcpy(&scaled, &size, sizeof(size));
+  const auto size = bits_as<Vec<float>>(bits & 0x7FFFFFFFu & is_small);
   const auto fraction = __builtin_convertvector(random >> 8, Vec<float>) * 0x1p-24f;
-  const auto steps = __builtin_convertvector(scaled * 0x1p24f + fraction, Vec<int32_t>);
+  const auto steps = __builtin_convertvector(size * 0x1p24f + fraction, Vec<int32_t>);
   const Vec<float> magnitude = __builtin_convertvector(steps, Vec<float>) * 0x1p-24f;
-  Vec<uint32_t> rounded;
-  std::memcpy(&rounded, &magnitude, sizeof(magnitude));
-  rounded |= bits & 0x80000000u;
-  Vec<float> small;
-  std::memcpy(&small, &rounded, sizeof(rounded));
-  return select(is_small, small, normal);
-}
-
-// One vector of a row, its gradient and its states, by each method.
-template <class Acc, class V>
-void step(const Sgd<Acc>& method, V& weight, const V& grad, V* /*state*/, Acc /*spread*/) {
-  weight -= method.lr * grad;
-}
-
-template <class Acc, class V>
-void step(const MomentumSgd<Acc>& method, V& weight, const V& grad, V* state, Acc /*spread*/) {
-  state[0] = method.momentum * state[0] + method.undamped * grad;
-  weight -= method.lr * (method.nesterov ? grad + method.momentum * state[0] : state[0]);
-}
-
-template <class Acc, class V>
-void step(const Adagrad<Acc>& method, V& weight, const V& grad, V* state, Acc /*spread*/) {
-  state[0] += grad * grad;
-  weight -= method.lr * grad / (square_root(state[0]) + method.eps);
-}
-
-template <class Acc, class V>
-void step(const RowwiseAdagrad<Acc>& method, V& weight, const V& grad, V* /*state*/, Acc spread) {
-  weight -= method.lr * grad / spread;
-}
-
-template <class Acc, class V>
-void step(const Adam<Acc>& method, V& weight, const V& grad, V* state, Acc /*spread*/) {
-  const auto& rates = method.rates;
-  state[0] += rates.beta1_left * (grad - state[0]);
-  state[1] = rates.beta2 * state[1] + rates.beta2_left * (grad * grad);
-  weight = weight * rates.kept -
-           rates.step_size * state[0] / (square_root(state[1]) / rates.correction2 + rates.eps);
-}
-
-template <class Acc, class V>
-void step(const RowwiseAdam<Acc>& method, V& weight, const V& grad, V* state, Acc spread) {
-  const auto& rates = method.rates;
-  state[0] += rates.beta1_left * (grad - state[0]);
-  weight = weight * rates.kept - rates.step_size * state[0] / spread;
-}
-
-// Adds a row's mean square to its number, and returns what its step is divided by.
-template <class Acc>
-Acc take_row(const RowwiseAdagrad<Acc>& method, Acc mean_square, Acc& number) {
-  number += mean_square;
-  return square_root(number) + method.eps;
-}
-
-template <class Acc>
-Acc take_row(const RowwiseAdam<Acc>& method, Acc mean_square, Acc& number) {
-  const auto& rates = method.rates;
-  number = rates.beta2 * number + rates.beta2_left * mean_square;
-  return square_root(number) / rates.correction2 + rates.eps;
+  const auto rounded = bits_as<Vec<uint32_t>>(magnitude) | (bits & 0x80000000u);
+  return select(is_small, bits_as<Vec<float>>(rounded), normal);
 }
 
 template <class T, class Method>
@@ -268,7 +193,7 @@ struct RowUpdate {
       if (task.stochastic) {
         const Randomness random(task.seed, row);
         for (int p = 0; p < kParts<Acc>; ++p) {
-          const auto bits = random.of_columns(first + p * kLanes<Acc>);
+          const auto bits = random.of_columns(columns_from(first + p * kLanes<Acc>));
           block.part[p] = dither_to(to, block.part[p], bits);
         }
       }

@@ -40,6 +40,15 @@ constexpr int64_t kLanes = EMBED_EXT_VECTOR_BYTES / int64_t(sizeof(Acc));
 template <class In>
 using AccumulatorOf = std::conditional_t<std::is_same_v<In, double>, double, float>;
 
+// The same bits as another type.
+template <class To, class From>
+inline To bits_as(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
 // One vector of elements as accumulators, and back. Unaligned: a row may start anywhere.
 inline void load(const float* from, Vec<float>& to) { std::memcpy(&to, from, sizeof(to)); }
 inline void load(const double* from, Vec<double>& to) { std::memcpy(&to, from, sizeof(to)); }
@@ -49,18 +58,14 @@ inline void store(const Vec<double>& from, double* to) { std::memcpy(to, &from, 
 inline void load(const c10::BFloat16* from, Vec<float>& to) {
   HalfVec<uint16_t> bits;
   std::memcpy(&bits, from, sizeof(bits));
-  const Vec<uint32_t> wide = __builtin_convertvector(bits, Vec<uint32_t>) << 16;
-  std::memcpy(&to, &wide, sizeof(to));
+  to = bits_as<Vec<float>>(__builtin_convertvector(bits, Vec<uint32_t>) << 16);
 }
 
 // Rounds to nearest, ties to even; a NaN stays one.
 inline void store(const Vec<float>& from, c10::BFloat16* to) {
-  Vec<uint32_t> bits;
-  std::memcpy(&bits, &from, sizeof(bits));
+  const auto bits = bits_as<Vec<uint32_t>>(from);
   const Vec<uint32_t> rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
-  const auto is_nan = from != from;
-  Vec<uint32_t> nan_mask;
-  std::memcpy(&nan_mask, &is_nan, sizeof(nan_mask));
+  const auto nan_mask = bits_as<Vec<uint32_t>>(from != from);
   const auto chosen = (nan_mask & 0x7FC0u) | (~nan_mask & rounded);
   const auto narrow = __builtin_convertvector(chosen, HalfVec<uint16_t>);
   std::memcpy(to, &narrow, sizeof(narrow));
@@ -69,11 +74,11 @@ inline void store(const Vec<float>& from, c10::BFloat16* to) {
 inline void load(const c10::Half* from, Vec<float>& to) {
 #if EMBED_EXT_VECTOR_BYTES == 64
   const auto bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-  const __m512 wide = _mm512_maskz_cvtph_ps(0xFFFF, bits);  // the plain form warns in GCC 12
-  std::memcpy(&to, &wide, sizeof(to));
+  // The plain form warns in GCC 12.
+  to = bits_as<Vec<float>>(_mm512_maskz_cvtph_ps(0xFFFF, bits));
 #elif EMBED_EXT_VECTOR_BYTES == 32
-  const __m256 wide = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-  std::memcpy(&to, &wide, sizeof(to));
+  const auto bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  to = bits_as<Vec<float>>(_mm256_cvtph_ps(bits));
 #else
   for (int64_t lane = 0; lane < kLanes<float>; ++lane) {
     to[lane] = static_cast<float>(from[lane]);
@@ -83,12 +88,11 @@ inline void load(const c10::Half* from, Vec<float>& to) {
 
 inline void store(const Vec<float>& from, c10::Half* to) {
 #if EMBED_EXT_VECTOR_BYTES == 64
-  const __m256i narrow =
-      _mm512_maskz_cvtps_ph(0xFFFF, _mm512_loadu_ps(&from), _MM_FROUND_TO_NEAREST_INT);
+  const auto narrow =
+      _mm512_maskz_cvtps_ph(0xFFFF, bits_as<__m512>(from), _MM_FROUND_TO_NEAREST_INT);
   std::memcpy(to, &narrow, sizeof(narrow));
 #elif EMBED_EXT_VECTOR_BYTES == 32
-  const __m128i narrow = _mm256_cvtps_ph(_mm256_loadu_ps(reinterpret_cast<const float*>(&from)),
-                                         _MM_FROUND_TO_NEAREST_INT);
+  const auto narrow = _mm256_cvtps_ph(bits_as<__m256>(from), _MM_FROUND_TO_NEAREST_INT);
   std::memcpy(to, &narrow, sizeof(narrow));
 #else
   for (int64_t lane = 0; lane < kLanes<float>; ++lane) {

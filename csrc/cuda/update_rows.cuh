@@ -99,7 +99,7 @@ struct RowUpdate {
   __device__ T rounded(Acc value, const Randomness& random, int64_t column) const {
     if constexpr (sizeof(T) == 2) {
       if (task.stochastic) {
-        value = dither_to<T>(value, random.of_column(column));
+        value = dither_to<T>(value, random.of_columns(static_cast<uint32_t>(column)));
       }
     }
     return narrow<T>(value);

@@ -1,5 +1,5 @@
-// What the methods of update_methods.h do to an element, and how the result is rounded. As in
-// csrc/cpu/update_kernels.inl, but that the compiler may round a product and a sum at once.
+// What an optimizer does to an element (update_steps.inl), compiled for CUDA, and how the result is
+// rounded, as in csrc/cpu/update_kernels.inl.
 #pragma once
 
 #include <cmath>
@@ -11,84 +11,12 @@
 
 namespace embed_ext::cuda {
 
-// An element, its gradient and its states, one step further. `spread` is what take_row() returned.
-template <class Acc>
-__device__ void step(const Sgd<Acc>& method, Acc& weight, Acc grad, Acc* /*state*/,
-                     Acc /*spread*/) {
-  weight -= method.lr * grad;
-}
+__device__ inline float square_root(float x) { return sqrtf(x); }
+__device__ inline double square_root(double x) { return sqrt(x); }
 
-template <class Acc>
-__device__ void step(const MomentumSgd<Acc>& method, Acc& weight, Acc grad, Acc* state,
-                     Acc /*spread*/) {
-  state[0] = method.momentum * state[0] + method.undamped * grad;
-  weight -= method.lr * (method.nesterov ? grad + method.momentum * state[0] : state[0]);
-}
-
-template <class Acc>
-__device__ void step(const Adagrad<Acc>& method, Acc& weight, Acc grad, Acc* state,
-                     Acc /*spread*/) {
-  state[0] += grad * grad;
-  weight -= method.lr * grad / (sqrt(state[0]) + method.eps);
-}
-
-template <class Acc>
-__device__ void step(const RowwiseAdagrad<Acc>& method, Acc& weight, Acc grad, Acc* /*state*/,
-                     Acc spread) {
-  weight -= method.lr * grad / spread;
-}
-
-template <class Acc>
-__device__ void step(const Adam<Acc>& method, Acc& weight, Acc grad, Acc* state, Acc /*spread*/) {
-  const auto& rates = method.rates;
-  state[0] += rates.beta1_left * (grad - state[0]);
-  state[1] = rates.beta2 * state[1] + rates.beta2_left * (grad * grad);
-  weight = weight * rates.kept -
-           rates.step_size * state[0] / (sqrt(state[1]) / rates.correction2 + rates.eps);
-}
-
-template <class Acc>
-__device__ void step(const RowwiseAdam<Acc>& method, Acc& weight, Acc grad, Acc* state,
-                     Acc spread) {
-  const auto& rates = method.rates;
-  state[0] += rates.beta1_left * (grad - state[0]);
-  weight = weight * rates.kept - rates.step_size * state[0] / spread;
-}
-
-// Adds a row's mean square to its number, and returns what its step is divided by.
-template <class Acc>
-__device__ Acc take_row(const RowwiseAdagrad<Acc>& method, Acc mean_square, Acc& number) {
-  number += mean_square;
-  return sqrt(number) + method.eps;
-}
-
-template <class Acc>
-__device__ Acc take_row(const RowwiseAdam<Acc>& method, Acc mean_square, Acc& number) {
-  const auto& rates = method.rates;
-  number = rates.beta2 * number + rates.beta2_left * mean_square;
-  return sqrt(number) / rates.correction2 + rates.eps;
-}
-
-// 32 random bits for each element of a row: the CPU's.
-struct Randomness {
-  __device__ Randomness(uint64_t seed, int64_t row) {
-    uint64_t key = seed + static_cast<uint64_t>(row) * 0x9E3779B97F4A7C15u;
-    key = (key ^ (key >> 30)) * 0xBF58476D1CE4E5B9u;
-    key = (key ^ (key >> 27)) * 0x94D049BB133111EBu;
-    key ^= key >> 31;
-    first = static_cast<uint32_t>(key);
-    second = static_cast<uint32_t>(key >> 32);
-  }
-
-  __device__ uint32_t of_column(int64_t column) const {
-    uint32_t x = static_cast<uint32_t>(column) * 0x9E3779B9u + first;
-    x = (x ^ (x >> 16)) * 0x7FEB352Du + second;
-    x = (x ^ (x >> 15)) * 0x846CA68Bu;
-    return x ^ (x >> 16);
-  }
-
-  uint32_t first, second;
-};
+#define EMBED_EXT_STEP __device__ inline
+#include "../update_steps.inl"
+#undef EMBED_EXT_STEP
 
 // x rounded down or up to a number that has `dropped` bits less, each as often as it is near; x
 // itself beyond `largest`, which rounding up would overflow, for a NaN and for infinity.
