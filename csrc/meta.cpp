@@ -54,11 +54,12 @@ void embedding_renorm_meta(const at::Tensor& weight, const at::Tensor& indices, 
 
 void embedding_sgd_meta(const at::Tensor& weight, const std::optional<at::Tensor>& momentum_buffer,
                         const at::Tensor& indices, const at::Tensor& values, double /*lr*/,
-                        double /*weight_decay*/, double /*momentum*/, double /*dampening*/,
+                        double /*weight_decay*/, double momentum, double /*dampening*/,
                         bool /*nesterov*/, bool /*maximize*/, std::optional<int64_t> seed) {
   const auto buffer = momentum_buffer.value_or(at::Tensor());
   check_update("embedding_sgd_", weight, indices, values, {{"momentum_buffer", buffer, false}},
                seed);
+  check_momentum("embedding_sgd_", buffer, momentum);
 }
 
 void embedding_adagrad_meta(const at::Tensor& weight, const at::Tensor& sum,

@@ -88,6 +88,11 @@ void check_update(const char* op, const at::Tensor& weight, const at::Tensor& in
               weight.scalar_type());
 }
 
+void check_momentum(const char* op, const at::Tensor& buffer, double momentum) {
+  TORCH_CHECK(buffer.defined() || momentum == 0, op,
+              ": expected momentum 0 without a momentum_buffer, but got ", momentum);
+}
+
 void check_step(const char* op, int64_t step) {
   TORCH_CHECK(step >= 1, op, ": expected step >= 1, but got ", step);
 }

@@ -24,6 +24,9 @@ void check_update(const char* op, const at::Tensor& weight, const at::Tensor& in
                   const at::Tensor& values, std::initializer_list<UpdateState> states,
                   const std::optional<int64_t>& seed);
 
+// momentum 0 where there is no buffer [V, D], in which it would be kept.
+void check_momentum(const char* op, const at::Tensor& buffer, double momentum);
+
 // step >= 1, with which the corrections of Adam's moments are not 0.
 void check_step(const char* op, int64_t step);
 

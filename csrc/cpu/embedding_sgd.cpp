@@ -15,6 +15,7 @@ void embedding_sgd_(const at::Tensor& weight, const std::optional<at::Tensor>& m
                     bool maximize, std::optional<int64_t> seed) {
   const auto buffer = momentum_buffer.value_or(at::Tensor());
   check_update(kOp, weight, indices, values, {{"momentum_buffer", buffer, false}}, seed);
+  check_momentum(kOp, buffer, momentum);
   check_ascending(kOp, indices, weight.size(0));
   with_update_types(weight.scalar_type(), [&](auto element, auto sum) {
     using T = decltype(element);

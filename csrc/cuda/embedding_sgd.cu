@@ -16,6 +16,7 @@ void embedding_sgd_(const at::Tensor& weight, const std::optional<at::Tensor>& m
                     bool maximize, std::optional<int64_t> seed) {
   const auto buffer = momentum_buffer.value_or(at::Tensor());
   check_update(kOp, weight, indices, values, {{"momentum_buffer", buffer, false}}, seed);
+  check_momentum(kOp, buffer, momentum);
   update(kOp, weight, indices, values, seed, [&](auto accumulator, const auto& f) {
     using Acc = typename decltype(accumulator)::type;
     const auto gradient = seen_gradient<Acc>(maximize, weight_decay);

@@ -32,7 +32,7 @@ def embedding_sgd_(
     Args:
         weight: shape ``(V, D)``.
         momentum_buffer: shape ``(V, D)``, zeros for rows that have had no gradient yet; None
-            without momentum.
+            without momentum. (The op refuses a momentum other than 0 without one.)
         indices: shape ``(U)``.
         values: shape ``(U, D)``.
         lr, weight_decay, momentum, dampening, nesterov, maximize: as there.

@@ -167,6 +167,18 @@ def test_a_seed_is_for_low_precision(device: str, dtype: torch.dtype, name: str)
         update.run(seed=1)
 
 
+@pytest.mark.parametrize("momentum", [0.9, -0.5, float("nan")])
+def test_momentum_needs_a_buffer(device: str, momentum: float) -> None:
+    update = make_update(METHODS["sgd, momentum"], 5, 6, 3, device=device)
+    lr, decay, _, dampening = update.method.options
+    method = replace(update.method, options=(lr, decay, momentum, dampening))
+    update = replace(update, method=method, states=(None,))
+    message = f"expected momentum 0 without a momentum_buffer, but got {momentum}"
+    refuses(update, RuntimeError, message)
+    on_meta = replace(update.map(lambda t: t.to("meta")), indices=update.indices.to("meta"))
+    refuses(on_meta, RuntimeError, message, untouched=False)
+
+
 @pytest.mark.parametrize("step", [0, -3])
 def test_steps_are_counted_from_1(device: str, step: int) -> None:
     update = make_update(METHODS["adam"], 5, 6, 3, device=device)
