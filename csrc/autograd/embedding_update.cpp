@@ -8,6 +8,8 @@ namespace {
 
 using c10::OperatorHandle, torch::jit::Stack;
 
+constexpr const char* kUpdates[] = {"embedding_sgd_", "embedding_adagrad_", "embedding_adam_"};
+
 // Calls f(tensor, is_written) for the tensors among the arguments on the stack.
 template <class F>
 void for_each_tensor(const OperatorHandle& op, const Stack& stack, const F& f) {
@@ -56,13 +58,13 @@ void update_inplace(const OperatorHandle& op, c10::DispatchKeySet keys, Stack* s
 }  // namespace embed_ext
 
 TORCH_LIBRARY_IMPL(embed_ext, Autograd, m) {
-  for (const char* op : {"embedding_sgd_", "embedding_adagrad_", "embedding_adam_"}) {
+  for (const char* op : embed_ext::kUpdates) {
     m.impl(op, torch::CppFunction::makeFromBoxedFunction<&embed_ext::update_autograd>());
   }
 }
 
 TORCH_LIBRARY_IMPL(embed_ext, ADInplaceOrView, m) {
-  for (const char* op : {"embedding_sgd_", "embedding_adagrad_", "embedding_adam_"}) {
+  for (const char* op : embed_ext::kUpdates) {
     m.impl(op, torch::CppFunction::makeFromBoxedFunction<&embed_ext::update_inplace>());
   }
 }

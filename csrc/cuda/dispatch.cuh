@@ -8,29 +8,39 @@
 
 #include <cstdint>
 
+#include "../checks.h"
+
 namespace embed_ext::cuda {
 
-// Calls f(pointer) with the indices' own type; check_lookup() and check_grad() let no other pass.
+// Calls f(pointer) with the indices' own type, one that is_index_type() lets pass; on the host or
+// on the device, whichever f is for.
+#pragma nv_exec_check_disable
+template <class F>
+__host__ __device__ decltype(auto) with_index_pointer(const void* indices, at::ScalarType type,
+                                                      const F& f) {
+  switch (type) {
+    case at::kInt:
+      return f(static_cast<const int32_t*>(indices));
+    case at::kShort:
+      return f(static_cast<const int16_t*>(indices));
+    case at::kChar:
+      return f(static_cast<const int8_t*>(indices));
+    case at::kByte:
+      return f(static_cast<const uint8_t*>(indices));
+    case at::kUInt16:
+      return f(static_cast<const uint16_t*>(indices));
+    case at::kUInt32:
+      return f(static_cast<const uint32_t*>(indices));
+    default:
+      return f(static_cast<const int64_t*>(indices));
+  }
+}
+
+// The same with indices [...], which check_lookup() or check_grad() has seen.
 template <class F>
 decltype(auto) with_index_pointer(const at::Tensor& indices, const F& f) {
-  const void* data = indices.const_data_ptr();
-  switch (indices.scalar_type()) {
-    case at::kLong:
-      return f(static_cast<const int64_t*>(data));
-    case at::kInt:
-      return f(static_cast<const int32_t*>(data));
-    case at::kShort:
-      return f(static_cast<const int16_t*>(data));
-    case at::kChar:
-      return f(static_cast<const int8_t*>(data));
-    case at::kByte:
-      return f(static_cast<const uint8_t*>(data));
-    case at::kUInt16:
-      return f(static_cast<const uint16_t*>(data));
-    default:
-      TORCH_INTERNAL_ASSERT(indices.scalar_type() == at::kUInt32);
-      return f(static_cast<const uint32_t*>(data));
-  }
+  TORCH_INTERNAL_ASSERT(is_index_type(indices.scalar_type()));
+  return with_index_pointer(indices.const_data_ptr(), indices.scalar_type(), f);
 }
 
 template <class T>

@@ -146,32 +146,10 @@ struct IsOtherRow {
   at::ScalarType type;
   int64_t ignored_row;
 
-  template <class Index>
-  __host__ __device__ int64_t index_as(int64_t position) const {
-    return static_cast<int64_t>(static_cast<const Index*>(indices)[position]);
-  }
-
-  __host__ __device__ int64_t index(int64_t position) const {
-    switch (type) {
-      case at::kInt:
-        return index_as<int32_t>(position);
-      case at::kShort:
-        return index_as<int16_t>(position);
-      case at::kChar:
-        return index_as<int8_t>(position);
-      case at::kByte:
-        return index_as<uint8_t>(position);
-      case at::kUInt16:
-        return index_as<uint16_t>(position);
-      case at::kUInt32:
-        return index_as<uint32_t>(position);
-      default:
-        return index_as<int64_t>(position);
-    }
-  }
-
   __host__ __device__ bool operator()(int64_t position) const {
-    return index(position) != ignored_row;
+    return with_index_pointer(indices, type, [&](const auto* index) {
+      return static_cast<int64_t>(index[position]) != ignored_row;
+    });
   }
 };
 
