@@ -55,7 +55,8 @@ void embedding_renorm_meta(const at::Tensor& weight, const at::Tensor& indices, 
 void embedding_sgd_meta(const at::Tensor& weight, const std::optional<at::Tensor>& momentum_buffer,
                         const at::Tensor& indices, const at::Tensor& values, double /*lr*/,
                         double /*weight_decay*/, double momentum, double /*dampening*/,
-                        bool /*nesterov*/, bool /*maximize*/, std::optional<int64_t> seed) {
+                        bool /*nesterov*/, bool /*maximize*/, std::optional<int64_t> seed,
+                        bool /*coalesced*/) {
   const auto buffer = momentum_buffer.value_or(at::Tensor());
   check_update("embedding_sgd_", weight, indices, values, {{"momentum_buffer", buffer, false}},
                seed);
@@ -65,7 +66,7 @@ void embedding_sgd_meta(const at::Tensor& weight, const std::optional<at::Tensor
 void embedding_adagrad_meta(const at::Tensor& weight, const at::Tensor& sum,
                             const at::Tensor& indices, const at::Tensor& values, double /*lr*/,
                             double /*weight_decay*/, double /*eps*/, bool /*maximize*/,
-                            std::optional<int64_t> seed) {
+                            std::optional<int64_t> seed, bool /*coalesced*/) {
   check_update("embedding_adagrad_", weight, indices, values, {{"sum", sum, true}}, seed);
 }
 
@@ -74,7 +75,7 @@ void embedding_adam_meta(const at::Tensor& weight, const at::Tensor& exp_avg,
                          const at::Tensor& values, double /*lr*/, double /*beta1*/,
                          double /*beta2*/, double /*eps*/, double /*weight_decay*/,
                          bool /*decoupled*/, int64_t step, bool /*maximize*/,
-                         std::optional<int64_t> seed) {
+                         std::optional<int64_t> seed, bool /*coalesced*/) {
   check_update("embedding_adam_", weight, indices, values,
                {{"exp_avg", exp_avg, false}, {"exp_avg_sq", exp_avg_sq, true}}, seed);
   check_step("embedding_adam_", step);

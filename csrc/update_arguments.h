@@ -10,6 +10,13 @@
 
 namespace embed_ext {
 
+// The parts of a sparse gradient [V, D].
+struct RowGradient {
+  const at::Tensor& indices;  // [N] int64; of a coalesced gradient they ascend and differ
+  const at::Tensor& values;   // [N, D]
+  bool coalesced;
+};
+
 // The rows of a tensor [V, D] or [V], which are to be written.
 inline Rows rows_of(const at::Tensor& tensor) {
   return {tensor.mutable_data_ptr(), tensor.stride(0), tensor.dim() == 2 ? tensor.stride(1) : 1};

@@ -11,14 +11,14 @@ constexpr const char* kOp = "embedding_adagrad_";
 // weight [V, D], sum [V, D] or [V], indices [U], values [U, D]
 void embedding_adagrad_(const at::Tensor& weight, const at::Tensor& sum, const at::Tensor& indices,
                         const at::Tensor& values, double lr, double weight_decay, double eps,
-                        bool maximize, std::optional<int64_t> seed) {
+                        bool maximize, std::optional<int64_t> seed, bool coalesced) {
   check_update(kOp, weight, indices, values, {{"sum", sum, true}}, seed);
-  check_ascending(kOp, indices, weight.size(0));
+  const RowGradient grad{indices, values, coalesced};
   with_update_types(weight.scalar_type(), [&](auto element, auto accumulator) {
     using T = decltype(element);
     const auto gradient = seen_gradient<decltype(accumulator)>(maximize, weight_decay);
     with_adagrad(gradient, sum, lr, eps,
-                 [&](const auto& method) { update<T>(weight, indices, values, seed, method); });
+                 [&](const auto& method) { update<T>(kOp, weight, grad, seed, method); });
   });
 }
 

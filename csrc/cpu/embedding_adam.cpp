@@ -13,11 +13,11 @@ void embedding_adam_(const at::Tensor& weight, const at::Tensor& exp_avg,
                      const at::Tensor& exp_avg_sq, const at::Tensor& indices,
                      const at::Tensor& values, double lr, double beta1, double beta2, double eps,
                      double weight_decay, bool decoupled, int64_t step, bool maximize,
-                     std::optional<int64_t> seed) {
+                     std::optional<int64_t> seed, bool coalesced) {
   check_update(kOp, weight, indices, values,
                {{"exp_avg", exp_avg, false}, {"exp_avg_sq", exp_avg_sq, true}}, seed);
   check_step(kOp, step);
-  check_ascending(kOp, indices, weight.size(0));
+  const RowGradient grad{indices, values, coalesced};
   with_update_types(weight.scalar_type(), [&](auto element, auto accumulator) {
     using T = decltype(element);
     using Acc = decltype(accumulator);
@@ -25,7 +25,7 @@ void embedding_adam_(const at::Tensor& weight, const at::Tensor& exp_avg,
     const double kept = decoupled ? 1 - lr * weight_decay : 1;
     const auto rates = adam_rates<Acc>(lr, beta1, beta2, eps, kept, step);
     with_adam(gradient, rates, exp_avg, exp_avg_sq,
-              [&](const auto& method) { update<T>(weight, indices, values, seed, method); });
+              [&](const auto& method) { update<T>(kOp, weight, grad, seed, method); });
   });
 }
 

@@ -5,98 +5,19 @@
 // second pass, so that it does not hold up the other threads (row_runs.h). The result is the same
 // for every number of threads.
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <torch/library.h>
-
-#include <algorithm>
-#include <atomic>
 
 #include "../checks.h"
 #include "dense_gradient.h"
 #include "group_by_row.h"
 #include "indices.h"
 #include "recycled_memory.h"
-#include "row_runs.h"
+#include "sum_groups.h"
 
 namespace embed_ext::cpu {
 namespace {
 
 constexpr const char* kOp = "embedding_dense_backward";
-
-// Elements a thread should at least add before a second one pays for its start.
-constexpr int64_t kGrainElements = 1 << 15;
-
-// Enough that nobody waits long for the thread with the last one, whatever a piece costs.
-constexpr int64_t kPiecesPerThread = 16;
-
-int64_t threads_for(int64_t elements) {
-  return std::clamp<int64_t>(elements / kGrainElements, 1, at::get_num_threads());
-}
-
-// Calls f(item) for each of `count`: a thread takes the next one when it is through with its last.
-// Equal shares would not do: a row that few tokens use costs more than they do, by cache misses and
-// page faults, and a table sorted by frequency has all of those at one end.
-template <class F>
-void share_among(int64_t threads, int64_t count, const F& f) {
-  std::atomic<int64_t> next{0};
-  const auto work = [&] {
-    for (int64_t item = next++; item < count; item = next++) {
-      f(item);
-    }
-  };
-  if (threads == 1) {
-    work();
-  } else {
-    at::parallel_for(0, threads, 1, [&](int64_t, int64_t) { work(); });
-  }
-}
-
-// Gradient rows as the sums read them: N rows of D elements, `stride` elements apart.
-struct GradRows {
-  const at::Tensor& grad;  // [N, D] with unit inner stride, or [..., D] contiguous
-  int64_t count;
-  int64_t width;
-  int64_t stride;
-};
-
-// The long rows' chunks come first, being the largest items; their sums follow when all are there.
-template <class In, class Out, class TokenT>
-void sum_groups(const RowGroups<TokenT>& groups, const GradRows& rows, const Target& target,
-                bool add, bool streamed) {
-  using Acc = std::conditional_t<std::is_same_v<In, double>, double, float>;
-  const int64_t width = rows.width;
-  const In* data = rows.grad.const_data_ptr<In>();
-  auto long_runs = find_long_runs(groups, target);
-  const auto chunks = static_cast<int64_t>(long_runs.partial.size());
-  std::vector<Acc> scratch(chunks * width);  // the last thing that can fail
-  for (int64_t k = 0; k < chunks; ++k) {
-    long_runs.partial[k].out = scratch.data() + k * width;
-  }
-  const auto sum = [&](const Run* runs, int64_t count) {
-    sum_runs<In, Out>(SumTask<TokenT>{runs, count, groups.tokens(), groups.token_count(), data,
-                                      rows.stride, width, add, streamed});
-  };
-  const auto sum_chunk = [&](const Run* chunk) {
-    sum_runs<In, Acc>(SumTask<TokenT>{chunk, 1, groups.tokens(), groups.token_count(), data,
-                                      rows.stride, width, /*add=*/false, /*streamed=*/false});
-  };
-  const auto combine = [&](const Run* run) {
-    sum_runs<Acc, Out>(SumTask<TokenT>{run, 1, long_runs.scratch_tokens.data(), chunks,
-                                       scratch.data(), width, width, add, /*streamed=*/false});
-  };
-  const int64_t threads = threads_for(groups.token_count() * width);
-  const int64_t pieces = threads == 1 ? 1 : threads * kPiecesPerThread;
-  const Pieces<TokenT> others(groups, pieces);
-  share_among(threads, chunks + pieces, [&](int64_t item) {
-    if (item < chunks) {
-      sum_chunk(&long_runs.partial[item]);
-    } else {
-      others.for_each_run(item - chunks, target, sum);
-    }
-  });
-  share_among(threads_for(chunks * width), static_cast<int64_t>(long_runs.combine.size()),
-              [&](int64_t item) { combine(&long_runs.combine[item]); });
-}
 
 template <class In, class Out, class TokenT, class Index>
 at::Tensor sum_by_row(const GradRows& rows, const Index* indices, const DenseGradient& task,
@@ -109,12 +30,18 @@ at::Tensor sum_by_row(const GradRows& rows, const Index* indices, const DenseGra
   }
   const auto element_bytes = static_cast<int64_t>(sizeof(Out));
   const int64_t row_bytes = rows.width * element_bytes;
-  const Target target{reinterpret_cast<char*>(table.mutable_data_ptr<Out>()),
-                      table.stride(0) * element_bytes, sums == Sums::kPacked,
-                      task.scale_grad_by_freq};
+  auto* const out = reinterpret_cast<char*>(table.mutable_data_ptr<Out>());
   const bool streamed =
-      table.is_contiguous() && worth_streaming(target.rows, table.size(0) * row_bytes, row_bytes);
-  sum_groups<In, Out>(groups, rows, target, sums == Sums::kAdded, streamed);
+      table.is_contiguous() && worth_streaming(out, table.size(0) * row_bytes, row_bytes);
+  const Target target{out,
+                      table.stride(0) * element_bytes,
+                      sums == Sums::kPacked,
+                      task.scale_grad_by_freq,
+                      sums == Sums::kAdded,
+                      streamed};
+  sum_groups<In>(groups, rows, target, [](auto input, const SumTask<TokenT>& some) {
+    sum_runs<decltype(input), Out>(some);
+  });
   return table;
 }
 

@@ -24,6 +24,8 @@ struct Target {
   int64_t row_bytes;
   bool packed;
   bool scale_grad_by_freq;
+  bool add;       // as in SumTask
+  bool streamed;  // those that are not long
 };
 
 template <class TokenT>
@@ -76,12 +78,13 @@ LongRuns<TokenT> find_long_runs(const RowGroups<TokenT>& groups, const Target& t
 template <class TokenT>
 class Pieces {
  public:
+  static constexpr int64_t kMostRuns = 128;
+
   Pieces(const RowGroups<TokenT>& groups, int64_t number) : groups_(groups), number_(number) {}
 
   // Calls f(runs, count) for the runs of a piece, some at a time and without the long ones.
   template <class F>
   void for_each_run(int64_t piece, const Target& target, const F& f) const {
-    constexpr int64_t kMostRuns = 128;
     Run runs[kMostRuns];
     int64_t count = 0;
     const int64_t last = first_group(piece + 1);

@@ -12,6 +12,7 @@
 #include "../checks.h"
 #include "../update_arguments.h"
 #include "../update_checks.h"
+#include "summed_rows.h"
 #include "update_kernels.h"
 
 namespace embed_ext::cpu {
@@ -34,20 +35,39 @@ void with_update_types(at::ScalarType type, const F& f) {
   }
 }
 
-// Entries [U] of a checked gradient by all threads; rows are disjoint, and each is one thread's.
+// The sums of a gradient's entries, a tile at a time, by whoever has made the tile: they are never
+// all in memory, which would cost as much again as reading the gradient.
 template <class T, class Method>
-void update(const at::Tensor& weight, const at::Tensor& indices, const at::Tensor& values,
+void update_summed(const char* op, const at::Tensor& weight, const RowGradient& grad,
+                   const UpdateTask& task, const Method& method) {
+  for_each_sum(op, grad.values, grad.indices, weight.size(0),
+               [&](const int64_t* rows, void* sums, int64_t count) {
+                 UpdateTask tile = task;
+                 tile.values = {sums, task.width, 1};
+                 tile.indices = rows;
+                 tile.count = count;
+                 update_rows<T>(tile, method, 0, count);
+               });
+}
+
+// The entries of a gradient that check_update() has seen, by all threads; rows are disjoint, and
+// each is one thread's.
+template <class T, class Method>
+void update(const char* op, const at::Tensor& weight, const RowGradient& grad,
             const std::optional<int64_t>& seed, const Method& method) {
   constexpr int64_t kGrainElements = 1 << 14;
-  const int64_t count = indices.numel(), width = weight.size(1);
-  if (count == 0 || width == 0) {
-    return;
+  if (grad.coalesced) {
+    check_ascending(op, grad.indices, weight.size(0));
   }
-  const auto index = indices.contiguous();
-  const auto task = update_task(weight, index, values, seed);
-  const int64_t grain = std::max<int64_t>(1, kGrainElements / width);
-  at::parallel_for(0, count, grain,
-                   [&](int64_t begin, int64_t end) { update_rows<T>(task, method, begin, end); });
+  const auto index = grad.indices.contiguous();
+  const auto task = update_task(weight, index, grad.values, seed);
+  if (!grad.coalesced) {
+    update_summed<T>(op, weight, grad, task, method);
+  } else if (task.count > 0 && task.width > 0) {
+    const int64_t grain = std::max<int64_t>(1, kGrainElements / task.width);
+    at::parallel_for(0, task.count, grain,
+                     [&](int64_t begin, int64_t end) { update_rows<T>(task, method, begin, end); });
+  }
 }
 
 }  // namespace embed_ext::cpu

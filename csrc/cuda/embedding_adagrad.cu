@@ -12,9 +12,9 @@ constexpr const char* kOp = "embedding_adagrad_";
 // weight [V, D], sum [V, D] or [V], indices [U], values [U, D]
 void embedding_adagrad_(const at::Tensor& weight, const at::Tensor& sum, const at::Tensor& indices,
                         const at::Tensor& values, double lr, double weight_decay, double eps,
-                        bool maximize, std::optional<int64_t> seed) {
+                        bool maximize, std::optional<int64_t> seed, bool coalesced) {
   check_update(kOp, weight, indices, values, {{"sum", sum, true}}, seed);
-  update(kOp, weight, indices, values, seed, [&](auto accumulator, const auto& f) {
+  update(kOp, weight, {indices, values, coalesced}, seed, [&](auto accumulator, const auto& f) {
     using Acc = typename decltype(accumulator)::type;
     with_adagrad(seen_gradient<Acc>(maximize, weight_decay), sum, lr, eps, f);
   });

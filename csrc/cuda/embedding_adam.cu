@@ -14,11 +14,11 @@ void embedding_adam_(const at::Tensor& weight, const at::Tensor& exp_avg,
                      const at::Tensor& exp_avg_sq, const at::Tensor& indices,
                      const at::Tensor& values, double lr, double beta1, double beta2, double eps,
                      double weight_decay, bool decoupled, int64_t step, bool maximize,
-                     std::optional<int64_t> seed) {
+                     std::optional<int64_t> seed, bool coalesced) {
   check_update(kOp, weight, indices, values,
                {{"exp_avg", exp_avg, false}, {"exp_avg_sq", exp_avg_sq, true}}, seed);
   check_step(kOp, step);
-  update(kOp, weight, indices, values, seed, [&](auto accumulator, const auto& f) {
+  update(kOp, weight, {indices, values, coalesced}, seed, [&](auto accumulator, const auto& f) {
     using Acc = typename decltype(accumulator)::type;
     const auto gradient = seen_gradient<Acc>(maximize, decoupled ? 0 : weight_decay);
     const double kept = decoupled ? 1 - lr * weight_decay : 1;

@@ -13,11 +13,11 @@ constexpr const char* kOp = "embedding_sgd_";
 void embedding_sgd_(const at::Tensor& weight, const std::optional<at::Tensor>& momentum_buffer,
                     const at::Tensor& indices, const at::Tensor& values, double lr,
                     double weight_decay, double momentum, double dampening, bool nesterov,
-                    bool maximize, std::optional<int64_t> seed) {
+                    bool maximize, std::optional<int64_t> seed, bool coalesced) {
   const auto buffer = momentum_buffer.value_or(at::Tensor());
   check_update(kOp, weight, indices, values, {{"momentum_buffer", buffer, false}}, seed);
   check_momentum(kOp, buffer, momentum);
-  update(kOp, weight, indices, values, seed, [&](auto accumulator, const auto& f) {
+  update(kOp, weight, {indices, values, coalesced}, seed, [&](auto accumulator, const auto& f) {
     using Acc = typename decltype(accumulator)::type;
     const auto gradient = seen_gradient<Acc>(maximize, weight_decay);
     with_sgd(gradient, buffer, lr, momentum, dampening, nesterov, f);

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -235,13 +236,29 @@ void launch_update(const UpdateTask& task, const Method& method, int elements,
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-// weight [V, D], indices [U], values [U, D], all checked by check_update(). Calls
-// with_method(TypeTag<Acc>, f), which calls f(method) with the method that the other arguments
-// make.
+// values [N, D], indices [N] -> sparse [num_rows, D] with one entry a row
+inline at::Tensor sum_entries(const RowGradient& grad, int64_t num_rows) {
+  using Signature =
+      at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymInt, c10::SymInt, bool, bool);
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("embed_ext::embedding_sparse_backward", "")
+                             .typed<Signature>();
+  return op.call(grad.values, grad.indices, num_rows, /*padding_idx=*/-1,
+                 /*scale_grad_by_freq=*/false, /*coalesced=*/true);
+}
+
+// weight [V, D] and a gradient, checked by check_update(). Calls with_method(TypeTag<Acc>, f),
+// which calls f(method) with the method that the other arguments make.
 template <class F>
-void update(const char* op, const at::Tensor& weight, const at::Tensor& indices,
-            const at::Tensor& values, const std::optional<int64_t>& seed, const F& with_method) {
+void update(const char* op, const at::Tensor& weight, const RowGradient& grad,
+            const std::optional<int64_t>& seed, const F& with_method) {
   const c10::cuda::CUDAGuard device_guard(weight.device());
+  if (!grad.coalesced) {
+    const auto sums = sum_entries(grad, weight.size(0));
+    const auto rows = sums._indices().select(0, 0), values = sums._values();
+    return update(op, weight, {rows, values, /*coalesced=*/true}, seed, with_method);
+  }
+  const auto& [indices, values, coalesced] = grad;
   const auto stream = c10::cuda::getCurrentCUDAStream();
   const auto errors = open_index_check(op, indices, weight.size(0));
   const auto index = indices.contiguous();

@@ -35,6 +35,28 @@ _OWN_OPTIONS = {"stochastic_rounding": False, "seed": 0}  # of a group, and what
 _NOT_FOR_ROWS = ("amsgrad", "capturable", "differentiable")
 
 
+def _parts_of(grad: Tensor) -> tuple[Tensor, Tensor, bool]:
+    # indices [N], values [N, D], and whether these are coalesced
+    if not grad.is_sparse:
+        return torch.arange(len(grad), device=grad.device), grad, True
+    if not grad.is_coalesced() and _is_summed_by_the_op(grad):
+        return grad._indices()[0], grad._values(), False
+    rows = coalesced(grad)
+    return rows._indices()[0], rows._values(), True
+
+
+def _is_summed_by_the_op(grad: Tensor) -> bool:
+    # On the CPU, while it updates. A bad index is left to coalesced(), to raise before any table is
+    # changed.
+    indices = grad._indices()
+    if indices.device.type != "cpu" or why_not(grad._values()) is not None:
+        return False
+    if indices.numel() == 0:
+        return True
+    lowest, highest = indices.aminmax()
+    return 0 <= int(lowest) and int(highest) < grad.size(0)
+
+
 @dataclass
 class RowStep:
     """What one step does to one table.
@@ -45,8 +67,9 @@ class RowStep:
         position: of the table among the optimizer's parameters, as in its ``state_dict()``.
         group: its group.
         options: of the op, as numbers; see ``RowOptimizer._row_options``.
-        indices: shape ``(U)``, ascending.
-        values: shape ``(U, D)``.
+        indices: shape ``(N)``.
+        values: shape ``(N, D)``.
+        coalesced: whether `indices` ascend and differ; else the op adds up the entries of a row.
     """
 
     table: Tensor
@@ -56,6 +79,7 @@ class RowStep:
     options: dict[str, Any]
     indices: Tensor
     values: Tensor
+    coalesced: bool
 
     @property
     def stochastic(self) -> bool:
@@ -200,14 +224,8 @@ class RowOptimizer(_Mixin):
                 if grad is None or not (grad.is_sparse or self._has_state_of_rows(table)):
                     continue
                 self._check(table, grad, group, (number, i))
-                if grad.is_sparse:
-                    rows = coalesced(grad)
-                    indices, values = rows._indices()[0], rows._values()
-                else:
-                    indices, values = torch.arange(len(table), device=table.device), grad
-                yield RowStep(
-                    table, grad, position, group, self._row_options(group), indices, values
-                )
+                options = self._row_options(group)
+                yield RowStep(table, grad, position, group, options, *_parts_of(grad))
 
     def _has_state_of_rows(self, table: Tensor) -> bool:
         # Of one number a row, or of float32 beside a table that is not: torch's step does not take

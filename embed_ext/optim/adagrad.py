@@ -102,7 +102,13 @@ class Adagrad(RowOptimizer, torch.optim.Adagrad):
         total = self._sum_of(step.table)
         options["lr"] /= 1 + (int(count) - 1) * options.pop("lr_decay")
         torch.ops.embed_ext.embedding_adagrad_(
-            step.table, total, step.indices, step.values, **options, seed=step.seed(int(count))
+            step.table,
+            total,
+            step.indices,
+            step.values,
+            **options,
+            seed=step.seed(int(count)),
+            coalesced=step.coalesced,
         )
         return {**state, "step": count, "sum": total}
 

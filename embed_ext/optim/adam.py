@@ -45,6 +45,7 @@ class _AdamRows(RowOptimizer):
             **step.options,
             step=int(count),
             seed=step.seed(int(count)),
+            coalesced=step.coalesced,
         )
         return {**state, "step": count, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
 

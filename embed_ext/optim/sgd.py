@@ -108,7 +108,13 @@ class SGD(RowOptimizer, torch.optim.SGD):
                 options["dampening"] = 0.0
         count = step_of(state) + 1
         torch.ops.embed_ext.embedding_sgd_(
-            step.table, buffer, step.indices, step.values, **options, seed=step.seed(int(count))
+            step.table,
+            buffer,
+            step.indices,
+            step.values,
+            **options,
+            seed=step.seed(int(count)),
+            coalesced=step.coalesced,
         )
         if buffer is not None:
             state["momentum_buffer"] = buffer

@@ -66,6 +66,15 @@ for dtype in REAL_DTYPES:
         at_the_end = replace(at_the_end, indices=guarded(update.indices))
         for actual, expected in zip(at_the_end.run(), update.run(), strict=True):
             assert_same_bits(actual, expected)
+        entries = make_indices((2 * count,), 50)
+        entries[-1] = 49
+        values = make_table(2 * count, width, dtype, seed=5)
+        update = make_update(METHODS[name], 50, width, 0, dtype)
+        update = replace(update, indices=entries, values=values)
+        at_the_end = replace(update.map(guarded), indices=guarded(entries))
+        results = at_the_end.run(coalesced=False), update.run(coalesced=False)
+        for actual, expected in zip(*results, strict=True):
+            assert_same_bits(actual, expected)
 
 # An output that is streamed.
 weight, indices = make_table(50, 512), make_indices((9001,), 50)

@@ -18,9 +18,9 @@ EVERYTHING = (*SCHEMA_AND_SHAPES, "test_aot_dispatch_dynamic")
 SHAPES = ((), (0,), (3, 4))
 
 
-def check(op: Any, *args: Any, tests: tuple[str, ...] = EVERYTHING) -> None:
+def check(op: Any, *args: Any, tests: tuple[str, ...] = EVERYTHING, **kwargs: Any) -> None:
     """Run opcheck and expect success of every test asked for."""
-    result = torch.library.opcheck(op.default, args, test_utils=tests)
+    result = torch.library.opcheck(op.default, args, kwargs, test_utils=tests)
     assert result == dict.fromkeys(tests, "SUCCESS")
 
 
@@ -112,4 +112,6 @@ def test_updates(device: str, dtype: torch.dtype, name: str) -> None:
     for count in (0, 4):
         update = make_update(METHODS[name], 9, 4, count, dtype, device)
         arguments = (update.weight, *update.states, update.indices, update.values)
-        check(getattr(ops, update.method.op), *arguments, *update.method.options)
+        for coalesced in (True, False):
+            op = getattr(ops, update.method.op)
+            check(op, *arguments, *update.method.options, coalesced=coalesced)

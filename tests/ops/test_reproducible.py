@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -55,6 +56,13 @@ def updated(name: str, dtype: torch.dtype) -> Tensor:
     return torch.cat([written.double().flatten() for written in update.run(seed=seed)])
 
 
+def updated_by_entries(name: str, dtype: torch.dtype) -> Tensor:
+    """What an update by a gradient of `tokens()` leaves, all of it as one row."""
+    update = make_update(METHODS[name], ROWS, WIDTH, 0, dtype)
+    update = replace(update, indices=tokens(), values=make_table(TOKENS, WIDTH, dtype, seed=4))
+    return torch.cat([w.double().flatten() for w in update.run(coalesced=False)])
+
+
 COMPUTATIONS: dict[str, Callable[[torch.dtype], Tensor]] = {
     "embedding": lambda dtype: ops.embedding(make_table(ROWS, WIDTH, dtype), tokens()),
     "strided embedding": lambda dtype: ops.embedding(make_table(WIDTH, ROWS, dtype).t(), tokens()),
@@ -72,6 +80,7 @@ COMPUTATIONS: dict[str, Callable[[torch.dtype], Tensor]] = {
     )._values(),
     "renorm": lambda dtype: renormed(make_table(ROWS, WIDTH, dtype), tokens()),
     **{name: partial(updated, name) for name in METHODS},
+    **{f"{name}, by entries": partial(updated_by_entries, name) for name in METHODS},
 }
 
 
