@@ -28,6 +28,19 @@ at::Tensor scatter_add(const at::Tensor& grad, const at::Tensor& indices,
 
 constexpr const char* kBackward = "embedding_dense_backward";
 constexpr const char* kRecorded = "embed_ext::embedding_dense_backward";  // for profilers
+constexpr const char* kSparseRecorded = "embed_ext::embedding_sparse_backward";
+
+// Whether nobody but the node that is running has this gradient [..., D]: no hook that has seen it,
+// no caller of backward(), no other tensor of its memory but the one that it is a view of.
+bool is_ours_alone(const at::Tensor& grad_output) {
+  if (grad_output.use_count() != 1 || !grad_output.is_contiguous()) {
+    return false;
+  }
+  if (!grad_output.is_view()) {
+    return grad_output.storage().use_count() == 1;
+  }
+  return grad_output._base().use_count() == 1 && grad_output.storage().use_count() == 2;
+}
 
 struct EmbeddingBackward : public LookupNode {
   std::shared_ptr<KeptGradient> kept;
@@ -36,15 +49,40 @@ struct EmbeddingBackward : public LookupNode {
   Formula formula() const override { return &scatter_add; }
   std::optional<at::Tensor> in_place(const at::Tensor& grad_output,
                                      const at::Tensor& saved_indices) override;
+  std::optional<at::Tensor> keep_entries(const at::Tensor& grad_output,
+                                         const at::Tensor& saved_indices) const;
 };
+
+// What embedding_sparse_backward returns for an entry a token, where it need not copy grad_output
+// [..., D] since nobody will miss it: a sparse gradient is then made without touching a row.
+std::optional<at::Tensor> EmbeddingBackward::keep_entries(const at::Tensor& grad_output,
+                                                          const at::Tensor& saved_indices) const {
+  if (coalesced || scale_grad_by_freq || padding_idx.expect_int() >= 0 ||
+      !is_ours_alone(grad_output)) {
+    return std::nullopt;
+  }
+  RECORD_FUNCTION(kSparseRecorded, {});
+  const int64_t count = saved_indices.numel(), width = grad_output.size(-1);
+  const auto rows = saved_indices.reshape({1, count})
+                        .to(at::kLong, /*non_blocking=*/false,
+                            /*copy=*/true);
+  return at::_sparse_coo_tensor_unsafe(rows, grad_output.view({count, width}),
+                                       {num_weights.expect_int(), width},
+                                       grad_output.options().layout(at::kSparse));
+}
 
 // grad_output [..., D], saved_indices [...]. The result is undefined if it was added to what is
 // there.
 std::optional<at::Tensor> EmbeddingBackward::in_place(const at::Tensor& grad_output,
                                                       const at::Tensor& saved_indices) {
-  if (sparse || grad_output.is_complex() || !is_plain_call(grad_output) ||
-      !is_plain_call(saved_indices) || num_weights.is_heap_allocated() ||
-      padding_idx.is_heap_allocated()) {
+  if (!is_plain_call(grad_output) || !is_plain_call(saved_indices) ||
+      num_weights.is_heap_allocated() || padding_idx.is_heap_allocated()) {
+    return std::nullopt;
+  }
+  if (sparse) {
+    return keep_entries(grad_output, saved_indices);
+  }
+  if (grad_output.is_complex()) {
     return std::nullopt;
   }
   const auto* const kernels =
