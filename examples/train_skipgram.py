@@ -1,4 +1,4 @@
-"""Train skip-gram on Python's own source with nn.Embedding and embed_ext.Embedding side by side.
+"""Train skip-gram on Python's own source: nn.Embedding, embed_ext.Embedding and embed_ext.optim.
 
     python examples/train_skipgram.py            # a few minutes on two cores
     python examples/train_skipgram.py --small    # a short run of the same thing

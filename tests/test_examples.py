@@ -99,20 +99,27 @@ class ForgetfulEmbedding(torch.nn.Embedding):
         return output.view(*input.shape, -1)
 
 
-def disagreement_with_stock(rival: type[torch.nn.Embedding], optimizer: str) -> float:
+def disagreement_with_stock(
+    rival: model.EmbeddingClass,
+    optimizer: str,
+    *,
+    by_rows: bool = False,
+    batch_size: int = 512,
+    steps: int = 12,
+) -> float:
     """How far the loss curve of ``rival`` is from nn.Embedding's in a tiny training."""
     text = tiny_corpus()
     torch.manual_seed(0)
     # The stock rate of plain SGD is for batches that meet each word less often than these.
     lr = 10.0 if optimizer in ("sgd", "sparse-sgd") else None
-    contenders = [
-        train.make_contender(name, embedding, len(text.words), dim=8, optimizer=optimizer, lr=lr)
-        for name, embedding in [("stock", torch.nn.Embedding), ("rival", rival)]
-    ]
-    stream = batches.batch_stream(text, 512, window=3, negatives=4, seed=0)
-    for _ in train.train_side_by_side(contenders, stream, steps=12):
+    make = partial(
+        train.make_contender, vocab_size=len(text.words), dim=8, optimizer=optimizer, lr=lr
+    )
+    stock = make("stock", torch.nn.Embedding)
+    other = make("rival", rival, by_rows=by_rows)
+    stream = batches.batch_stream(text, batch_size, window=3, negatives=4, seed=0)
+    for _ in train.train_side_by_side([stock, other], stream, steps):
         pass
-    stock, other = contenders
     assert stock.losses[-1] < stock.losses[0]
     return train.largest_disagreement(stock.losses, other.losses)
 
@@ -120,6 +127,16 @@ def disagreement_with_stock(rival: type[torch.nn.Embedding], optimizer: str) -> 
 @pytest.mark.parametrize("optimizer", model.OPTIMIZERS)
 def test_loss_curves_agree_under_every_optimizer(optimizer: str) -> None:
     assert disagreement_with_stock(embed_ext.Embedding, optimizer) <= train.LOSS_RTOL
+
+
+@pytest.mark.parametrize(
+    "optimizer", [name for name, choice in model.OPTIMIZERS.items() if not choice.difference]
+)
+def test_rows_trained_by_embed_ext_optim_have_the_curve_of_torchs_optimizer(optimizer: str) -> None:
+    # A pass over the tiny corpus is 29 such batches: three passes, and rows that come and go.
+    table = partial(embed_ext.Embedding, coalesced=True)
+    apart = disagreement_with_stock(table, optimizer, by_rows=True, batch_size=128, steps=87)
+    assert apart <= 1e-6
 
 
 def test_a_wrong_gradient_is_noticed() -> None:
@@ -132,14 +149,35 @@ def test_a_loss_that_is_not_finite_never_agrees(broken: float) -> None:
     assert train.largest_disagreement([1.0, broken], [1.0, broken]) > train.LOSS_RTOL
 
 
+@pytest.mark.parametrize("name", ["embed_ext.Embedding", "embed_ext.optim"])
 def test_main_fails_when_the_curves_disagree(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(cli.EMBEDDINGS, "embed_ext.Embedding", ForgetfulEmbedding)
+    wrong = ForgetfulEmbedding
+    monkeypatch.setitem(cli.EMBEDDINGS, name, wrong)
     monkeypatch.setattr(cli, "_measure_memory", lambda options, text: {})
 
     assert cli.main([*tiny_flags(), "--out", str(tmp_path)]) == 1
     assert "DISAGREE" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sparse-adam"])
+def test_main_says_what_an_optimizer_does_differently(
+    optimizer: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(cli, "_measure_memory", lambda options, text: {})
+
+    flags = ["--optimizer", optimizer, "--lr", "0.1", "--out", str(tmp_path)]
+    assert cli.main([*tiny_flags(), *flags]) == 0
+    printed = capsys.readouterr().out
+    assert f"not held to the others' curve: {model.OPTIMIZERS[optimizer].difference}" in printed
+    curves = json.loads((tmp_path / "skipgram.json").read_text())["losses"]
+    stock, same, rows = curves.values()
+    assert train.largest_disagreement(stock, same) <= train.LOSS_RTOL
+    assert train.largest_disagreement(stock, rows) > train.LOSS_RTOL
 
 
 def test_nearest_word_is_the_most_similar_one() -> None:
@@ -201,7 +239,7 @@ def test_demo_runs_and_leaves_its_figures(tmp_path: Path) -> None:
         assert not plot.exists()
 
     figures = json.loads((tmp_path / "out" / "skipgram.json").read_text())
-    names = ["nn.Embedding", "embed_ext.Embedding"]
+    names = ["nn.Embedding", "embed_ext.Embedding", "embed_ext.optim"]
     assert figures["settings"]["seed"] == 3
     assert list(figures["losses"]) == list(figures["median_ms"]) == names
     assert all(len(losses) == 12 for losses in figures["losses"].values())

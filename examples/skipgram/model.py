@@ -9,16 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import embed_ext
 from skipgram.batches import Batch
 
-EmbeddingClass = type[nn.Embedding]
+EmbeddingClass = Callable[..., nn.Embedding]
 
 
 class SkipGram(nn.Module):
     """Scores a centre word against candidate contexts; only the embedding class varies.
 
     Args:
-        embedding: ``nn.Embedding`` or a subclass of it.
+        embedding: ``nn.Embedding``, or what makes one of a subclass of it.
         vocab_size: rows of each table.
         dim: columns of each table.
         sparse: give the tables sparse gradients.
@@ -44,18 +45,42 @@ class SkipGram(nn.Module):
 
 @dataclass(frozen=True)
 class OptimizerChoice:
-    """How to build an optimizer, the gradient it wants and a rate that trains well here."""
+    """How to build an optimizer, the gradient it wants and a rate that trains well here.
+
+    Attributes:
+        build: torch's class.
+        by_rows: the class of ``embed_ext.optim`` in its place, which wants sparse gradients.
+        sparse: whether torch's class is given sparse gradients.
+        lr: the rate, for both.
+        difference: how what `by_rows` computes differs from `build`, if by more than rounding.
+    """
 
     build: Callable[..., torch.optim.Optimizer]
+    by_rows: Callable[..., torch.optim.Optimizer]
     sparse: bool
     lr: float
+    difference: str = ""
 
 
 OPTIMIZERS = {
-    "sgd": OptimizerChoice(torch.optim.SGD, sparse=False, lr=100.0),
-    "adagrad": OptimizerChoice(torch.optim.Adagrad, sparse=False, lr=0.1),
-    "adam": OptimizerChoice(torch.optim.Adam, sparse=False, lr=0.002),
-    "sparse-sgd": OptimizerChoice(torch.optim.SGD, sparse=True, lr=100.0),
-    "sparse-adagrad": OptimizerChoice(torch.optim.Adagrad, sparse=True, lr=0.1),
-    "sparse-adam": OptimizerChoice(torch.optim.SparseAdam, sparse=True, lr=0.002),
+    "sgd": OptimizerChoice(torch.optim.SGD, embed_ext.optim.SGD, sparse=False, lr=100.0),
+    "adagrad": OptimizerChoice(torch.optim.Adagrad, embed_ext.optim.Adagrad, sparse=False, lr=0.1),
+    "adam": OptimizerChoice(
+        torch.optim.Adam,
+        embed_ext.optim.Adam,
+        sparse=False,
+        lr=0.002,
+        difference="it is lazy: a word that a batch does not use is not moved by its moments",
+    ),
+    "sparse-sgd": OptimizerChoice(torch.optim.SGD, embed_ext.optim.SGD, sparse=True, lr=100.0),
+    "sparse-adagrad": OptimizerChoice(
+        torch.optim.Adagrad, embed_ext.optim.Adagrad, sparse=True, lr=0.1
+    ),
+    "sparse-adam": OptimizerChoice(
+        torch.optim.SparseAdam,
+        embed_ext.optim.Adam,
+        sparse=True,
+        lr=0.002,
+        difference="it adds eps after the correction of the second moment, SparseAdam before it",
+    ),
 }

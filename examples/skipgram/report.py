@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from skipgram.corpus import Corpus
 from skipgram.memory import Memory
 from skipgram.model import SkipGram
-from skipgram.train import PHASES, Contender
+from skipgram.train import PHASES, Contender, largest_disagreement, weight_distance
 
 # A word seen a handful of times has barely moved from its random start; it would only add noise.
 MIN_COUNT_OF_NEIGHBOUR = 100
@@ -63,16 +63,31 @@ def neighbour_lines(
 
 
 def time_lines(contenders: list[Contender]) -> list[str]:
-    """A table of median times, one column per contender and the ratio of the first to the last."""
-    names = [c.name for c in contenders]
+    """A table of median times: a column per contender, and how many times the first one's speed."""
+    first, *others = contenders
     medians = [c.median_ms() for c in contenders]
-    header = "".join(f"{name:>22}" for name in names)
-    lines = [f"  {'ms, median':<11}{header}{'ratio':>8}"]
+    header = "".join(f"{c.name:>21}{'ratio':>7}" for c in others)
+    lines = [f"  {'ms, median':<11}{first.name:>14}{header}"]
     labels = {phase: phase for phase in PHASES} | {"total": "whole step"}
     for phase, label in labels.items():
-        row = [median[phase] for median in medians]
-        cells = "".join(f"{ms:>22.2f}" for ms in row)
-        lines.append(f"  {label:<11}{cells}{row[0] / row[-1]:>8.2f}")
+        theirs, *rest = [median[phase] for median in medians]
+        cells = "".join(f"{ms:>21.2f}{theirs / ms:>7.2f}" for ms in rest)
+        lines.append(f"  {label:<11}{theirs:>14.2f}{cells}")
+    return lines
+
+
+def loss_lines(contenders: list[Contender], difference: Callable[[Contender], str]) -> list[str]:
+    """Where each curve ended and how far from the first, with the ``difference`` of what it did."""
+    first, *others = contenders
+    lines = [f"  {first.name:<22} {first.losses[-1]:.4f}"]
+    for other in others:
+        lines.append(
+            f"  {other.name:<22} {other.losses[-1]:.4f}, "
+            f"the curve {largest_disagreement(first.losses, other.losses):.1e} apart at most, "
+            f"the weights {weight_distance(first.model, other.model):.1e} of their length"
+        )
+        if difference(other):
+            lines.append(f"    not held to the others' curve: {difference(other)}")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Two models trained in turns on the same batches, every phase of every step timed."""
+"""Models trained in turns on the same batches, every phase of every step timed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import cycle, islice, permutations
 from statistics import median
 
 import torch
@@ -16,7 +17,7 @@ from skipgram.model import OPTIMIZERS, EmbeddingClass, SkipGram
 
 PHASES = ("data", "forward", "backward", "optimizer")
 
-# Both sides do the same float32 maths; only the order in which a row's gradients are added may
+# All do the same float32 maths; only the order in which a row's gradients are added may
 # differ. That is about 1e-7 of a gradient per step, which training carries forward: adding in the
 # reverse order moved the curve by 7e-6 in 120 full-size steps. A gradient that drops the repeats
 # of a word moves it by far more than this bound within a dozen.
@@ -25,7 +26,7 @@ LOSS_RTOL = 1e-3
 
 @dataclass
 class Contender:
-    """One embedding class in training, with what was recorded of it."""
+    """One model and its optimizer in training, with what was recorded of it."""
 
     name: str
     model: SkipGram
@@ -65,12 +66,16 @@ def make_contender(
     dim: int,
     optimizer: str,
     lr: float | None,
+    by_rows: bool = False,
 ) -> Contender:
-    """A model over ``embedding`` and its optimizer; ``lr=None`` takes the optimizer's own rate."""
+    """A model over ``embedding`` and its optimizer; ``lr=None`` takes the optimizer's own rate.
+
+    ``by_rows`` takes the class of ``embed_ext.optim`` in place of torch's, and sparse gradients.
+    """
     choice = OPTIMIZERS[optimizer]
-    model = SkipGram(embedding, vocab_size, dim, choice.sparse)
-    rate = choice.lr if lr is None else lr
-    return Contender(name, model, choice.build(model.parameters(), lr=rate))
+    model = SkipGram(embedding, vocab_size, dim, choice.sparse or by_rows)
+    build = choice.by_rows if by_rows else choice.build
+    return Contender(name, model, build(model.parameters(), lr=choice.lr if lr is None else lr))
 
 
 def train_side_by_side(
@@ -78,17 +83,17 @@ def train_side_by_side(
 ) -> Iterator[int]:
     """Train all ``contenders`` on the same ``steps`` batches, yielding each finished step.
 
-    They start from the first one's weights and take turns at going first, so that neither a
-    busy moment of the machine nor a warm cache favours one of them.
+    They start from the first one's weights and go in every order in turn, so that neither a busy
+    moment of the machine nor a warm cache favours one of them.
     """
     start = contenders[0].model.state_dict()
     for other in contenders[1:]:
         other.model.load_state_dict(start)
-    for step in range(steps):
+    for step, order in enumerate(islice(cycle(permutations(contenders)), steps)):
         started = time.perf_counter()
         batch = next(batches)
         data_seconds = time.perf_counter() - started
-        for contender in contenders[:: 1 if step % 2 == 0 else -1]:
+        for contender in order:
             contender.step(batch, data_seconds)
         yield step
 
