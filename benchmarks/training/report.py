@@ -12,8 +12,11 @@ from benchmarks.formats import format_bytes, format_ratio, format_seconds, markd
 from benchmarks.training.measure import Timing
 from benchmarks.training.trainers import (
     ADAM_CLIPPED,
+    DECAY,
     EPS_CLIPPED,
     MAX_NORM,
+    MOMENTUM,
+    SGD_CAUGHT_UP,
     SGD_TWO_USES,
     SUBJECT,
 )
@@ -28,6 +31,9 @@ NOTES = {
     f"{SUBJECT}'s own, and torch's, which clips no sparse gradient. `eps` is {EPS_CLIPPED:g}.",
     SGD_TWO_USES: "The table is looked up twice, by as many indices of its own each time, and one "
     "backward adds up the gradients of both.",
+    SGD_CAUGHT_UP: f"Momentum {MOMENTUM:g}, weight decay {DECAY:g}, `embed_ext.optim.catch_up`: a "
+    "row that is looked up has done what torch's dense optimizer would have done to it. What "
+    "`flush()` takes for all others is not in a step.",
 }
 
 

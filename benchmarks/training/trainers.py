@@ -19,6 +19,7 @@ EPS = 1e-8
 # Adam moves a row alike whatever its gradient is multiplied by, unless that is small beside eps:
 # only then does a table differ that was clipped otherwise.
 EPS_CLIPPED = 1e-3
+MOMENTUM, DECAY = 0.9, 1e-4
 MAX_NORM = 1.0  # of a gradient that is far longer: it always scales
 
 
@@ -28,9 +29,11 @@ class Step:
 
     clip: bool = False  # to MAX_NORM, before the update
     uses: int = 1  # lookups, each of indices of its own; one backward has the gradients of all
+    caught_up: bool = False  # rows that are not used end where a dense step takes them
 
 
 PLAIN, CLIPPED, TWO_USES = Step(), Step(clip=True), Step(uses=2)
+CAUGHT_UP = Step(caught_up=True)
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ def _module(
     optimizer: torch.optim.Optimizer,
     step: Step,
     clip_grad_norm_: Callable[..., object],
+    flush: Callable[[], object] = lambda: None,
 ) -> Trained:
     def train(uses: Sequence[Tensor], grad_output: Tensor) -> None:
         optimizer.zero_grad()
@@ -83,15 +87,25 @@ def _module(
             clip_grad_norm_(table.parameters(), MAX_NORM)
         optimizer.step()
 
-    return Trained(train, lambda: table.weight.detach())
+    def weight() -> Tensor:
+        flush()
+        return table.weight.detach()
+
+    return Trained(train, weight)
 
 
 def ours(optimizer_of: OptimizerOf) -> Make:
     def make(weight: Tensor, learning_rate: float, step: Step) -> Trained:
         rows, width = weight.shape
-        table = embed_ext.Embedding(rows, width, _weight=weight, sparse=True, coalesced=True)
+        # The gradients of several uses are added up by the optimizer, once.
+        coalesced = step.uses == 1
+        table = embed_ext.Embedding(rows, width, _weight=weight, sparse=True, coalesced=coalesced)
         optimizer = optimizer_of(table.parameters(), lr=learning_rate)
-        return _module(table, optimizer, step, embed_ext.clip_grad_norm_)
+        clip = embed_ext.clip_grad_norm_
+        if not step.caught_up:
+            return _module(table, optimizer, step, clip)
+        flush = embed_ext.optim.catch_up(optimizer, table).flush
+        return _module(table, optimizer, step, clip, flush)
 
     return make
 
@@ -142,12 +156,17 @@ def _adagrad(of: Any) -> OptimizerOf:
     return partial(of, eps=EPS)
 
 
+def _with_momentum(of: Any) -> OptimizerOf:
+    return partial(of, momentum=MOMENTUM, weight_decay=DECAY)
+
+
 def _adam_clipped(of: Any) -> OptimizerOf:
     return partial(of, eps=EPS_CLIPPED)
 
 
 ROWWISE = "row-wise Adagrad"
 ADAM_CLIPPED, SGD_TWO_USES = "Adam, clipped", "SGD, two uses"
+SGD_CAUGHT_UP = "SGD with momentum and decay, caught up"
 
 TRAINERS = (
     Trainer(SUBJECT, "SGD", ours(embed_ext.optim.SGD)),
@@ -175,5 +194,13 @@ TRAINERS = (
     Trainer("torch, sparse", SGD_TWO_USES, theirs(torch.optim.SGD, sparse=True), step=TWO_USES),
     Trainer(
         "torch, dense", SGD_TWO_USES, theirs(torch.optim.SGD, sparse=False), True, step=TWO_USES
+    ),
+    Trainer(SUBJECT, SGD_CAUGHT_UP, ours(_with_momentum(embed_ext.optim.SGD)), step=CAUGHT_UP),
+    Trainer(
+        "torch, dense",
+        SGD_CAUGHT_UP,
+        theirs(_with_momentum(torch.optim.SGD), sparse=False),
+        True,
+        step=CAUGHT_UP,
     ),
 )
