@@ -26,9 +26,12 @@ SGD_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def make_tables(dtype: torch.dtype = torch.float64) -> tuple[embed_ext.Embedding, nn.Embedding]:
+def make_tables(
+    dtype: torch.dtype = torch.float64, device: str = "cpu"
+) -> tuple[embed_ext.Embedding, nn.Embedding]:
     """The same table with sparse and with dense gradients."""
-    weight = torch.randn(ROWS, WIDTH, generator=generator(0), dtype=torch.float64).to(dtype)
+    weight = torch.randn(ROWS, WIDTH, generator=generator(0), dtype=torch.float64)
+    weight = weight.to(device, dtype)
     sparse = embed_ext.Embedding(ROWS, WIDTH, sparse=True, padding_idx=1, _weight=weight.clone())
     return sparse, nn.Embedding(ROWS, WIDTH, padding_idx=1, _weight=weight)
 
@@ -37,12 +40,12 @@ def train(
     table: nn.Module, optimizer: torch.optim.Optimizer, batches: list[list[int]], seed: int = 0
 ) -> list[Tensor]:
     """A step a batch, by a loss that depends on the rows; returns what was looked up."""
-    outputs = []
+    outputs, device = [], next(table.parameters()).device
     for number, batch in enumerate(batches):
         optimizer.zero_grad()
-        output = table(torch.tensor(batch, dtype=torch.int64))
+        output = table(torch.tensor(batch, dtype=torch.int64, device=device))
         factor = torch.randn(WIDTH, generator=generator(seed + number), dtype=torch.float64)
-        (output.sin() * factor.to(output.dtype)).sum().backward()
+        (output.sin() * factor.to(device, output.dtype)).sum().backward()
         optimizer.step()
         outputs.append(output.detach())
     return outputs
@@ -104,6 +107,20 @@ def test_adamws_decay_reaches_every_row(
     train(table, optimizer, batches)
     handle.flush()
     assert_close(table.weight.detach(), expected)
+
+
+@pytest.mark.parametrize("name", SGD_OPTIONS)
+def test_every_device(name: str, device: str) -> None:
+    sparse, dense = make_tables(torch.float32, device)
+    ours = optim.SGD(sparse.parameters(), lr=0.1, **SGD_OPTIONS[name])
+    theirs = torch.optim.SGD(dense.parameters(), lr=0.1, **SGD_OPTIONS[name])
+    handle = optim.catch_up(ours, sparse)
+    batches = [[1, 2], [3, 3, 5], [1, 8, 3, 1], [9]]
+    outputs = train(sparse, ours, batches), train(dense, theirs, batches)
+    for actual, expected in zip(*outputs, strict=True):
+        assert_close(actual, expected)
+    handle.flush()
+    assert_close(sparse.weight.detach(), dense.weight.detach())
 
 
 def test_options_that_change_from_step_to_step() -> None:
