@@ -63,9 +63,10 @@ def step_in_backward(optimizer: Any) -> StepInBackward:
 
     What reads gradients after the backward cannot go with it. Clipping
     (:func:`embed_ext.clip_grad_norm_`, :func:`embed_ext.clip_grad_value_`) and a second backward
-    before ``optimizer.step()``, which would accumulate, raise a RuntimeError. Not noticed, and
-    wrong: clipping by ``torch.nn.utils``, which passes over the table, a ``GradScaler``, which
-    unscales after the backward, and DistributedDataParallel, which averages after it.
+    before ``optimizer.step()``, which would accumulate, raise a RuntimeError, and so does
+    DistributedDataParallel, which misses the gradient at the first backward. Not noticed, and
+    wrong: clipping by ``torch.nn.utils``, which passes over the table, and a ``GradScaler``, which
+    unscales after the backward.
 
     Args:
         optimizer: one of ``embed_ext.optim``, whose parameters of two dimensions it is about; those
