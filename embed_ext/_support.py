@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
@@ -10,7 +12,8 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from embed_ext import _C
 
 # Anything else may know torch's lookup and not ours (quantized weights, for instance).
-TENSOR_TYPES: set[type] = {Tensor, nn.Parameter, FakeTensor, FunctionalTensor}
+PLAIN_TYPES: frozenset[type] = frozenset({Tensor, nn.Parameter, FakeTensor, FunctionalTensor})
+TENSOR_TYPES: set[type] = set(PLAIN_TYPES)  # and those that lookups have rules for, once imported
 INDEX_DTYPES = {
     torch.int64,
     torch.int32,
@@ -24,9 +27,9 @@ _HAS_CUDA = _C.build_config()["cuda_archs"] is not None
 DEVICES = {"cpu", "meta", "cuda"} if _HAS_CUDA else {"cpu", "meta"}
 
 
-def why_not(weight: object) -> str | None:
-    """Say why the ops do not take this table [V, D]; None if they do."""
-    if type(weight) not in TENSOR_TYPES:
+def why_not(weight: object, types: Collection[type] = TENSOR_TYPES) -> str | None:
+    """Say why the ops do not take this table [V, D], of one of these types; None if they do."""
+    if type(weight) not in types:
         return f"its weight is of type {type(weight).__name__}, for which embed_ext has no rules"
     assert isinstance(weight, Tensor)
     if weight.is_quantized:

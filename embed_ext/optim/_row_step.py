@@ -19,7 +19,13 @@ from torch.optim import Optimizer
 from embed_ext._row_gradients import coalesced
 from embed_ext._support import why_not
 from embed_ext.optim._missed_steps import Matrix
-from embed_ext.optim._state import LOW_PRECISION, is_low_precision_table, lazy_zeros, step_seed
+from embed_ext.optim._state import (
+    LOW_PRECISION,
+    is_low_precision_table,
+    lazy_zeros,
+    step_seed,
+    why_not_by_rows,
+)
 
 if TYPE_CHECKING:
     from embed_ext.optim.catching_up import CatchUp
@@ -266,7 +272,7 @@ class RowOptimizer(_Mixin):
                 "a GradScaler leaves the gradient to be unscaled in float16, where what it is for "
                 "would be 0; train the table in bfloat16, or in float32 under autocast"
             )
-        reason = why_not(table)
+        reason = why_not_by_rows(table)
         if reason is not None:
             refuse(reason)
         if self._catch_up is not None and (never := self._never_caught_up(group)):

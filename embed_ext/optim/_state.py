@@ -8,15 +8,25 @@ import torch
 from torch import Tensor
 
 from embed_ext._memory import untouched_zeros
-from embed_ext._support import why_not
+from embed_ext._support import PLAIN_TYPES, why_not
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 _64_BITS = (1 << 64) - 1
 
 
+def why_not_by_rows(table: Tensor) -> str | None:
+    """Say why rows of a table [V, D] are not stepped; None if they are.
+
+    As ``why_not``, but of DTensors lookups alone have rules.
+    """
+    return why_not(table, PLAIN_TYPES)
+
+
 def is_low_precision_table(parameter: Tensor) -> bool:
     """Whether a parameter may be a table whose states are wider than itself."""
-    return parameter.dtype in LOW_PRECISION and parameter.dim() == 2 and why_not(parameter) is None
+    if parameter.dtype not in LOW_PRECISION or parameter.dim() != 2:
+        return False
+    return why_not_by_rows(parameter) is None
 
 
 def lazy_zeros(table: Tensor, per_row: bool = False) -> Tensor:

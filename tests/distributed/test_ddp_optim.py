@@ -21,6 +21,7 @@ from tests.distributed.common import my_share, run_ranks
 NUM_ROWS, WIDTH, STEPS = 50, 4, 4
 OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "SGD": (optim.SGD, {"lr": 0.5, "momentum": 0.9}),
+    "SGD, catching up": (optim.SGD, {"lr": 0.5, "momentum": 0.9, "weight_decay": 0.1}),
     "RowwiseAdagrad": (optim.RowwiseAdagrad, {"lr": 0.1}),
     "AdamW": (optim.AdamW, {"lr": 0.1}),
 }
@@ -70,6 +71,9 @@ def check_steps(name: str, coalesced: bool, micro_batches: int) -> None:
     ours = copy.deepcopy(single)
     parallel = DistributedDataParallel(ours)
     optimizers = [kind(model.parameters(), **options) for model in (parallel, single)]
+    if name == "SGD, catching up":
+        for each, model in zip(optimizers, (parallel, single), strict=True):
+            optim.catch_up(each, model)
     for step in range(STEPS):
         for optimizer in optimizers:
             optimizer.zero_grad()
