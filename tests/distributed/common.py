@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from multiprocessing import set_forkserver_preload
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import start_processes
+
+from tests import forkserver
 
 if not (dist.is_available() and dist.is_gloo_available()):
     pytest.skip("torch is built without gloo", allow_module_level=True)
 
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Placement, distribute_tensor
-
-# The processes are forked from one that has loaded these, so that each of them need not.
-set_forkserver_preload(
-    ["pytest", "torch._dynamo", "torch.distributed.tensor.parallel", "torch.testing", "embed_ext"]
-)
 
 
 def _work(rank: int, check: Callable[..., None], world_size: int, path: str, args: Any) -> None:
@@ -51,9 +46,9 @@ def run_ranks(check: Callable[..., None], world_size: int, *args: Any) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         rendezvous = str(Path(folder) / "rendezvous")
-        start_processes(
-            _work, (check, world_size, rendezvous, args), world_size, start_method="forkserver"
-        )
+        context = forkserver.start(_work, (check, world_size, rendezvous, args), world_size)
+        while not context.join():
+            pass
 
 
 def mesh(*shape: int, names: tuple[str, ...] | None = None) -> DeviceMesh:
