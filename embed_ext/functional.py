@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from operator import index
 from typing import Any
 
@@ -105,8 +106,10 @@ def embedding(
         _check_tensors(weight, input)
         padding_idx = resolve_padding_idx(padding_idx, weight)
         padding_idx = None if padding_idx < 0 else padding_idx
-        # detach() rather than no_grad(), which a trace would not record.
-        torch.ops.embed_ext.embedding_renorm_(weight.detach(), input, max_norm, norm_type)
+        # detach() beside no_grad(), which a trace would not record. To a compiler a write without
+        # it is one that autograd sees: it adds zeros to the gradient, which then is never sparse.
+        with torch.no_grad() if is_compiling() else nullcontext():
+            torch.ops.embed_ext.embedding_renorm_(weight.detach(), input, max_norm, norm_type)
     if is_compiling():  # a compiler sees into torch.ops, not into a C function
         return _lookup(weight, input, padding_idx, scale_grad_by_freq, sparse, coalesced)
     return _C.embedding(weight, input, padding_idx, scale_grad_by_freq, sparse, coalesced)

@@ -34,6 +34,7 @@ MODULE_OPTIONS: dict[str, dict[str, Any]] = {
     "max_norm_of_another_p": {"max_norm": 0.5, "norm_type": 1.0},
     "sparse": {"sparse": True},
     "sparse_padding": {"sparse": True, "padding_idx": 1},
+    "sparse_max_norm": {"sparse": True, "max_norm": 0.5},
 }
 
 
