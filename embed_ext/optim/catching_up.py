@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from embed_ext._memory import untouched_zeros
 from embed_ext.optim._missed_steps import Matrix, MissedSteps
+from embed_ext.optim._module_hook import ModuleHook
 from embed_ext.optim._row_step import RowOptimizer, RowStep
 
 __all__ = ["catch_up"]
@@ -28,11 +29,17 @@ class _Table:
         last: shape ``(V)``, int32: the last of these steps that each row is up to date with. It has
             memory where rows are used.
         unused_are_still: whether rows whose `last` is 0 are known to have no momentum.
+        unchanging: how many of the first steps change nothing.
     """
 
     missed: MissedSteps
     last: Tensor
     unused_are_still: bool
+    unchanging: int = 0
+
+    def is_up_to_date(self) -> bool:
+        """Whether no row has missed anything."""
+        return self.missed.count == self.unchanging
 
 
 class CatchUp:
@@ -70,11 +77,12 @@ class CatchUp:
         # The compiler is not to trace it: it would compile again for every count of steps.
         before_lookup = torch.compiler.disable(self._before_lookup)  # type: ignore[no-untyped-call]
         self._handles += [
-            module.register_forward_pre_hook(before_lookup, with_kwargs=True),
-            module.register_state_dict_pre_hook(flush),  # type: ignore[no-untyped-call]
-            module.register_load_state_dict_pre_hook(flush),  # type: ignore[no-untyped-call]
+            module.register_forward_pre_hook(ModuleHook(before_lookup), with_kwargs=True),
+            module.register_state_dict_pre_hook(ModuleHook(flush)),  # type: ignore[no-untyped-call]
+            module.register_load_state_dict_pre_hook(ModuleHook(flush)),  # type: ignore[no-untyped-call]
         ]
 
+    @torch.inference_mode(False)  # steps write to it, also if evaluation has made it
     def _begin(self, table: Tensor) -> _Table:
         shape = torch.Size([len(table)])
         if table.device.type == "cpu":
@@ -87,6 +95,7 @@ class CatchUp:
         for table in self._tables:
             self._tables[table] = self._begin(table)
 
+    @torch.inference_mode(False)
     def _momentum(self, table: Tensor) -> Tensor | None:
         key = self._optimizer._carried_state
         if key is None or self._optimizer.state.get(table, {}).get(key) is None:
@@ -111,7 +120,7 @@ class CatchUp:
                 several times. One that is out of range names the first or the last row.
         """
         own = self._tables.get(table)
-        if own is None or own.missed.count == 0 or indices.numel() == 0 or len(table) == 0:
+        if own is None or own.is_up_to_date() or indices.numel() == 0 or len(table) == 0:
             return
         for rows in torch.split(indices.detach().reshape(-1).long(), _MOST_ROWS):
             self._update_rows(table, own, rows.clamp(0, len(table) - 1))
@@ -125,14 +134,18 @@ class CatchUp:
         # Each of several entries of a row leaves its number there, and the one whose number stays
         # is the row's.
         number = torch.arange(len(rows), dtype=torch.int32, device=rows.device)
-        own.last.scatter_(0, rows, number)
-        chosen = (own.last.index_select(0, rows) == number).nonzero().squeeze(1)
-        rows, last = rows.index_select(0, chosen), last.index_select(0, chosen)
-        self._move(table, rows, own.missed.since(last))
-        own.last.index_fill_(0, rows, own.missed.count)
+        try:
+            own.last.scatter_(0, rows, number)
+            chosen = (own.last.index_select(0, rows) == number).nonzero().squeeze(1)
+        finally:
+            own.last.scatter_(0, rows, last)
+        self._move(table, own, rows.index_select(0, chosen), last.index_select(0, chosen))
 
-    def _move(self, table: Tensor, rows: Tensor, product: Tensor) -> None:
-        # rows [U] that differ, product [U, 2, 2] of (weight, momentum)
+    def _move(self, table: Tensor, own: _Table, rows: Tensor, last: Tensor) -> None:
+        # rows [U] that differ, last [U] of them. Noted part by part, so that nothing is done twice
+        # after an interrupt.
+        product = own.missed.since(last)  # [U, 2, 2] of (weight, momentum)
+        decays = bool(product[:, 1, 0].any())  # an infinite weight times 0 is no number
         momentum = self._momentum(table)
         wide = torch.float64 if table.dtype == torch.float64 else torch.float32
         most = max(1, _MOST_ELEMENTS // max(1, table.size(1)))
@@ -141,11 +154,14 @@ class CatchUp:
             weight = table.index_select(0, some).to(wide)
             moved = factor[:, 0, 0] * weight
             if momentum is not None:
-                own = momentum.index_select(0, some)
-                moved.addcmul_(factor[:, 0, 1], own)
-                own.mul_(factor[:, 1, 1]).addcmul_(factor[:, 1, 0], weight)
-                momentum.index_copy_(0, some, own)
+                carried = momentum.index_select(0, some)
+                moved.addcmul_(factor[:, 0, 1], carried)
+                carried.mul_(factor[:, 1, 1])
+                if decays:
+                    carried.addcmul_(factor[:, 1, 0], weight)
+                momentum.index_copy_(0, some, carried)
             table.index_copy_(0, some, moved.to(table.dtype))
+            own.last.index_fill_(0, some, own.missed.count)
 
     def before_step(self, step: RowStep) -> Matrix:
         """Bring the rows that a step uses up to date; return what it does to the others."""
@@ -178,7 +194,7 @@ class CatchUp:
     @torch.no_grad()
     def _flush(self, table: Tensor) -> None:
         own = self._tables[table]
-        if own.missed.count == 0:
+        if own.is_up_to_date():
             return
         # Of a row that never had a gradient: without decay it stays as it is, and so does memory
         # that nothing has used yet.
@@ -188,14 +204,14 @@ class CatchUp:
             last = own.last[begin : begin + _MOST_ROWS]
             behind = (last < own.missed.count) & (last > 0 if still else True)
             rows = behind.nonzero().squeeze(1)
-            self._move(table, rows + begin, own.missed.since(last[rows]))
+            self._move(table, own, rows + begin, last[rows])
         self._tables[table] = self._begin(table)
         if still:
             self._remember_unused(self._tables[table], own.last)
 
     def _remember_unused(self, begun: _Table, last: Tensor) -> None:
         # As if there had been one step, that changed nothing.
-        begun.unused_are_still = True
+        begun.unused_are_still, begun.unchanging = True, 1
         begun.missed.record(((1.0, 0.0), (0.0, 1.0)))
         for begin in range(0, len(last), _MOST_ROWS):
             begun.last[begin + last[begin : begin + _MOST_ROWS].nonzero().squeeze(1)] = 1

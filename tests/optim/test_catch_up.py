@@ -228,9 +228,9 @@ def test_rows_that_were_never_used_are_not_touched(monkeypatch: pytest.MonkeyPat
     moved: list[int] = []
     move = handle._move
 
-    def note(table: Tensor, rows: Tensor, product: Tensor) -> None:
+    def note(table: Tensor, own: Any, rows: Tensor, last: Tensor) -> None:
         moved.extend(rows.tolist())
-        move(table, rows, product)
+        move(table, own, rows, last)
 
     monkeypatch.setattr(handle, "_move", note)
     for batch in ([5, 900_000], [7], [7]):

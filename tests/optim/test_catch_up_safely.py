@@ -1,0 +1,160 @@
+"""Catching up in evaluation, in copies of a model, beside infinities and after interrupts."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import embed_ext
+from embed_ext import optim
+from embed_ext.optim import catching_up
+from tests.common import assert_close, assert_same_bits
+from tests.optim.test_catch_up import (
+    ROWS,
+    WIDTH,
+    make_tables,
+    momentum_sgd,
+    torchs_momentum_sgd,
+    train,
+)
+
+
+def begin(batches: list[list[int]]) -> tuple[embed_ext.Embedding, optim.SGD, Any]:
+    table, _ = make_tables()
+    optimizer = momentum_sgd(table.parameters())
+    handle = optim.catch_up(optimizer, table)
+    train(table, optimizer, batches)
+    return table, optimizer, handle
+
+
+def dense_steps(batches: list[list[int]]) -> Tensor:
+    _, table = make_tables()
+    train(table, torchs_momentum_sgd(table.parameters()), batches)
+    return table.weight.detach()
+
+
+@pytest.mark.parametrize("event", ["flush", "state_dict", "lookup"])
+def test_training_goes_on_after_inference_mode(event: str) -> None:
+    first, then = [[2], [3]], [[4], [2, 5]]
+    table, optimizer, handle = begin(first)
+    with torch.inference_mode():
+        if event == "lookup":
+            table(torch.tensor([2, 7]))
+        else:
+            handle.flush() if event == "flush" else table.state_dict()
+    train(table, optimizer, then)
+    handle.flush()
+    _, dense = make_tables()
+    theirs = torchs_momentum_sgd(dense.parameters())
+    train(dense, theirs, first)
+    train(dense, theirs, then)
+    assert_close(table.weight.detach(), dense.weight.detach())
+
+
+def saved_and_loaded(model: nn.Module) -> Any:
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, saved_and_loaded])
+def test_a_copy_is_a_model_of_its_own(copied: Callable[[nn.Module], Any]) -> None:
+    table, _, handle = begin([[2], [3]])
+    other = copied(table)
+    before = table.weight.detach().clone()
+    other.load_state_dict(other.state_dict())
+    assert_same_bits(other(torch.tensor([2])), before[[2]])
+    assert_same_bits(table.weight.detach(), before)
+    handle.flush()
+    assert_close(table.weight.detach(), dense_steps([[2], [3]]))
+
+
+def test_an_infinite_weight_stays_one() -> None:
+    weights = []
+    for table, kind in zip(make_tables(), (optim.SGD, torch.optim.SGD), strict=True):
+        with torch.no_grad():
+            table.weight[5, 0] = -torch.inf
+        optimizer = kind(table.parameters(), lr=0.1, momentum=0.75)
+        handle = optim.catch_up(optimizer, table) if kind is optim.SGD else None
+        for batch in ([5], [2], [5], [3]):
+            optimizer.zero_grad()
+            table(torch.tensor(batch)).exp().sum().backward()
+            optimizer.step()
+        if handle is not None:
+            handle.flush()
+        weights.append(table.weight.detach())
+    assert weights[1][5, 0] == -torch.inf
+    assert_close(*weights)
+
+
+def test_nothing_is_written_where_nothing_was_missed() -> None:
+    """A table that was read as a whole may be saved for the backward."""
+    table, _ = make_tables()
+    optimizer = optim.SGD(table.parameters(), lr=0.1, momentum=0.75)
+    handle = optim.catch_up(optimizer, table)
+    train(table, optimizer, [[2], [3]])
+    handle.flush()
+    query = torch.ones(WIDTH, dtype=torch.float64, requires_grad=True)
+    scores = table.weight.detach() @ query
+    (scores.sum() + table(torch.tensor([2, 7])).sum()).backward()
+    assert query.grad is not None
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 4])
+@pytest.mark.parametrize("event", ["flush", "lookup"])
+def test_whoever_is_interrupted_may_try_again(
+    event: str, fails_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catching_up, "_MOST_ELEMENTS", 2 * WIDTH)
+    batches = [[2, 3], [4], [5], [5]]
+    table, _, handle = begin(batches)
+    momentum, calls = handle._momentum(table.weight), 0
+    index_select = Tensor.index_select
+
+    def interrupted(self: Tensor, *args: Any) -> Tensor:
+        nonlocal calls
+        calls += self is momentum
+        if calls == fails_at:
+            raise KeyboardInterrupt
+        return index_select(self, *args)
+
+    def catch_up() -> None:
+        if event == "flush":
+            handle.flush()
+        else:
+            table(torch.tensor([7, 2, 7, 3, 2, 9, 10, 11, 12, 4]))
+
+    monkeypatch.setattr(Tensor, "index_select", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        catch_up()
+    monkeypatch.setattr(Tensor, "index_select", index_select)
+    catch_up()
+    handle.flush()
+    assert_close(table.weight.detach(), dense_steps(batches))
+
+
+def test_a_choice_among_entries_that_fails_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = [[2, 3], [4], [5]]
+    table, _, handle = begin(batches)
+    nonzero, calls = Tensor.nonzero, 0
+
+    def out_of_memory(self: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise torch.OutOfMemoryError
+        return nonzero(self)
+
+    monkeypatch.setattr(Tensor, "nonzero", out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        table(torch.tensor([ROWS - 1, 7, 2, 7, 3]))
+    monkeypatch.setattr(Tensor, "nonzero", nonzero)
+    handle.flush()
+    assert_close(table.weight.detach(), dense_steps(batches))
