@@ -47,6 +47,10 @@ class MissedSteps:
             self._within = torch.cat([self._within, eye.expand(blocks * _BLOCK, 2, 2)])
             self._after = torch.cat([self._after, eye.expand(blocks, 2, 2)])
 
+    def move_to(self, device: torch.device) -> None:
+        """Keep the products on another device."""
+        self._within, self._after = self._within.to(device), self._after.to(device)
+
     def since(self, steps: Tensor) -> Tensor:
         """Return the product of all steps after these, shape ``(U, 2, 2)`` for ``(U)``."""
         steps = steps.long()

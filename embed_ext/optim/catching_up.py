@@ -96,6 +96,14 @@ class CatchUp:
             self._tables[table] = self._begin(table)
 
     @torch.inference_mode(False)
+    def _known(self, table: Tensor) -> _Table | None:
+        own = self._tables.get(table)
+        if own is not None and own.last.device != table.device:  # by model.to()
+            own.last = own.last.to(table.device)
+            own.missed.move_to(table.device)
+        return own
+
+    @torch.inference_mode(False)
     def _momentum(self, table: Tensor) -> Tensor | None:
         key = self._optimizer._carried_state
         if key is None or self._optimizer.state.get(table, {}).get(key) is None:
@@ -119,7 +127,7 @@ class CatchUp:
             indices: shape ``(*)``, the rows that are about to be read, in any order, any of them
                 several times. One that is out of range names the first or the last row.
         """
-        own = self._tables.get(table)
+        own = self._known(table)
         if own is None or own.is_up_to_date() or indices.numel() == 0 or len(table) == 0:
             return
         for rows in torch.split(indices.detach().reshape(-1).long(), _MOST_ROWS):
@@ -170,7 +178,7 @@ class CatchUp:
 
     def after_step(self, step: RowStep, unused: Matrix) -> None:
         """Note a step that has been made."""
-        own = self._tables.get(step.table)
+        own = self._known(step.table)
         if own is not None and len(step.table) > 0:
             own.missed.record(unused)
             rows = step.indices.clamp(0, len(step.table) - 1)  # bad ones are the op's to report
@@ -193,8 +201,8 @@ class CatchUp:
 
     @torch.no_grad()
     def _flush(self, table: Tensor) -> None:
-        own = self._tables[table]
-        if own.is_up_to_date():
+        own = self._known(table)
+        if own is None or own.is_up_to_date():
             return
         # Of a row that never had a gradient: without decay it stays as it is, and so does memory
         # that nothing has used yet.

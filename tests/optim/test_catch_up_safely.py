@@ -1,4 +1,4 @@
-"""Catching up in evaluation, in copies of a model, beside infinities and after interrupts."""
+"""Catching up in evaluation, in copies, on other devices, beside infinities, after interrupts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import embed_ext
 from embed_ext import optim
@@ -158,3 +159,30 @@ def test_a_choice_among_entries_that_fails_is_forgotten(monkeypatch: pytest.Monk
     monkeypatch.setattr(Tensor, "nonzero", nonzero)
     handle.flush()
     assert_close(table.weight.detach(), dense_steps(batches))
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_model_that_is_moved(steps: int, device: str) -> None:
+    tables, batches = make_tables(), [[1, 2], [3, 3, 5], [1, 8, 3, 1], [9]]
+    for table, kind in zip(tables, (optim.SGD, torch.optim.SGD), strict=True):
+        optimizer = kind(table.parameters(), lr=0.1, weight_decay=0.25)
+        handle = optim.catch_up(optimizer, table) if kind is optim.SGD else None
+        train(table, optimizer, batches[:steps])
+        table.to(device)
+        train(table, optimizer, batches[steps:])
+        if handle is not None:
+            handle.flush()
+    assert_close(tables[0].weight.detach(), tables[1].weight.detach())
+
+
+def test_what_is_known_of_a_table_goes_where_it_goes() -> None:
+    with FakeTensorMode():
+        table, _ = make_tables()
+        handle = optim.catch_up(momentum_sgd(table.parameters()), table)
+        moved = torch.empty(ROWS, WIDTH, device="cuda")
+        handle._tables[moved] = handle._tables[table.weight]
+        known = handle._known(moved)
+    assert known is not None
+    assert known.last.device == moved.device
+    missed = known.missed
+    assert {missed._within.device, missed._after.device} == {moved.device}
