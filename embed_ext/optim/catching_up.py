@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.utils.hooks import RemovableHandle
 
 from embed_ext._memory import untouched_zeros
@@ -168,7 +169,9 @@ class CatchUp:
                 if decays:
                     carried.addcmul_(factor[:, 1, 0], weight)
                 momentum.index_copy_(0, some, carried)
-            table.index_copy_(0, some, moved.to(table.dtype))
+            # Whoever has saved the table for a backward has read none of these rows.
+            with _unsafe_preserve_version_counter(table):
+                table.index_copy_(0, some, moved.to(table.dtype))
             own.last.index_fill_(0, some, own.missed.count)
 
     def before_step(self, step: RowStep) -> Matrix:
@@ -229,7 +232,8 @@ class CatchUp:
         self.flush()
         for handle in self._handles:
             handle.remove()
-        self._optimizer._catch_up = None
+        if self._optimizer._catch_up is self:
+            self._optimizer._catch_up = None
 
 
 def catch_up(optimizer: Any, model: nn.Module) -> CatchUp:
@@ -252,9 +256,10 @@ def catch_up(optimizer: Any, model: nn.Module) -> CatchUp:
     them, that `model` has now; a forward hook brings the rows up to date. Whoever reads a table
     past its module calls ``update(table, indices)`` first, or ``flush()``, which brings all rows up
     to date. ``state_dict()`` and ``load_state_dict()`` of the model and of the optimizer do that by
-    themselves; ``torch.save(model)`` and ``copy.deepcopy`` do not. Beside a table it keeps 4 bytes
-    a row in use, and 32 bytes a step until the next ``flush()``. For a table that processes share
-    in memory it is of no use: each counts its own steps.
+    themselves; ``torch.save(model)``, ``copy.deepcopy`` and ``torch.export`` do not. Call its
+    ``remove()`` before the model is traced or compiled as one graph. Beside a table it keeps 4
+    bytes a row in use, and 32 bytes a step until the next ``flush()``. For a table that processes
+    share in memory it is of no use: each counts its own steps.
 
     Args:
         optimizer: one of ``embed_ext.optim``.

@@ -95,17 +95,51 @@ def test_an_infinite_weight_stays_one() -> None:
     assert_close(*weights)
 
 
-def test_nothing_is_written_where_nothing_was_missed() -> None:
-    """A table that was read as a whole may be saved for the backward."""
+def test_nothing_is_moved_where_nothing_was_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     table, _ = make_tables()
     optimizer = optim.SGD(table.parameters(), lr=0.1, momentum=0.75)
     handle = optim.catch_up(optimizer, table)
     train(table, optimizer, [[2], [3]])
     handle.flush()
-    query = torch.ones(WIDTH, dtype=torch.float64, requires_grad=True)
-    scores = table.weight.detach() @ query
-    (scores.sum() + table(torch.tensor([2, 7])).sum()).backward()
-    assert query.grad is not None
+    monkeypatch.setattr(handle, "_move", lambda *_: pytest.fail("moved again"))
+    table(torch.tensor([2, 7]))
+    handle.flush()
+
+
+def test_a_table_that_is_saved_for_the_backward() -> None:
+    """By a bag whose weights of samples are learned, before other rows of it catch up."""
+    weights = []
+    for sparse in (True, False):
+        weight = make_tables()[1].weight.detach().clone()
+        bag = nn.EmbeddingBag(ROWS, WIDTH, mode="sum", sparse=sparse, _weight=weight)
+        factors = nn.Parameter(torch.ones(1, 2, dtype=torch.float64))
+        kind = optim.SGD if sparse else torch.optim.SGD
+        optimizer = kind([bag.weight, factors], lr=0.1, momentum=0.75, weight_decay=0.25)
+        handle = optim.catch_up(optimizer, bag) if kind is optim.SGD else None
+        for step in range(4):
+            optimizer.zero_grad()
+            outputs = [bag(torch.tensor([[row, 9]]), None, factors) for row in (step, step + 4)]
+            torch.cat(outputs).sin().sum().backward()
+            optimizer.step()
+        if handle is not None:
+            handle.flush()
+        weights.append((bag.weight.detach(), factors.detach()))
+    for actual, expected in zip(*weights, strict=True):
+        assert_close(actual, expected)
+
+
+def test_removing_twice_leaves_the_next_handle_alone() -> None:
+    table, optimizer, handle = begin([[2], [3]])
+    handle.remove()
+    following = optim.catch_up(optimizer, table)
+    handle.remove()
+    train(table, optimizer, [[4], [2, 5]])
+    following.flush()
+    _, dense = make_tables()
+    theirs = torchs_momentum_sgd(dense.parameters())
+    train(dense, theirs, [[2], [3]])
+    train(dense, theirs, [[4], [2, 5]])
+    assert_close(table.weight.detach(), dense.weight.detach())
 
 
 @pytest.mark.parametrize("fails_at", [1, 2, 4])
