@@ -103,7 +103,12 @@ def test_a_float16_table_is_refused_before_its_small_gradients_are_lost(kind: An
     table = make_table(torch.float16)
     optimizer, scaler = kind(table.parameters(), lr=0.5, fused=True), make_scaler()
     scaler.scale(table(torch.tensor([1, 2, 2])).sum()).backward()
-    with pytest.raises(RuntimeError, match="unscaled in float16, where what it is for would be 0"):
+    # Whoever would unscale it refuses. A scaler of torch 2.11 leaves that to no Adagrad.
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        refused = pytest.raises(RuntimeError, match="in float16, where what it is for would be 0")
+    else:
+        refused = pytest.raises(ValueError, match="Attempting to unscale FP16 gradients")
+    with refused:
         scaler.step(optimizer)
     assert torch.equal(table.weight, torch.ones_like(table.weight))
 
