@@ -11,6 +11,7 @@
 #include "dense_gradient.h"
 #include "group_by_row.h"
 #include "indices.h"
+#include "recycled_memory.h"
 #include "row_kernels.h"
 
 namespace embed_ext::cpu {
@@ -53,7 +54,7 @@ Entries sum_entries(const DenseGradient& task) {
         const auto count = static_cast<int64_t>(used.size());
         rows = at::empty({1, count}, task.indices.options().dtype(at::kLong));
         std::copy(used.begin(), used.end(), rows.mutable_data_ptr<int64_t>());
-        return at::empty({count, task.grad_output.size(-1)}, task.grad_output.options());
+        return empty_output({count, task.grad_output.size(-1)}, task.grad_output.options());
       });
   return {rows, values};
 }
@@ -71,9 +72,10 @@ Entries copy_entries(const DenseGradient& task) {
   if (task.padding_idx >= 0) {
     const auto kept = (rows != task.padding_idx).nonzero().squeeze(1);
     rows = rows.index_select(0, kept);
-    values = values.index_select(0, kept);
+    auto others = empty_output({kept.numel(), values.size(1)}, values.options());
+    values = at::index_select_out(others, values, 0, kept);
   } else {
-    values = values.clone(at::MemoryFormat::Contiguous);
+    values = empty_output(values.sizes(), values.options()).copy_(values);
   }
   if (task.scale_grad_by_freq) {
     divide_by_frequency(values, rows, task.num_weights);
