@@ -97,9 +97,7 @@ def _module(
 def ours(optimizer_of: OptimizerOf) -> Make:
     def make(weight: Tensor, learning_rate: float, step: Step) -> Trained:
         rows, width = weight.shape
-        # The gradients of several uses are added up by the optimizer, once.
-        coalesced = step.uses == 1
-        table = embed_ext.Embedding(rows, width, _weight=weight, sparse=True, coalesced=coalesced)
+        table = embed_ext.Embedding(rows, width, _weight=weight, sparse=True, coalesced=True)
         optimizer = optimizer_of(table.parameters(), lr=learning_rate)
         clip = embed_ext.clip_grad_norm_
         if not step.caught_up:
