@@ -1,9 +1,9 @@
 // The operators of the `embed_ext` namespace. Every kernel elsewhere registers against these lines.
 //
 // Shapes: weight [V, D], indices [...], grad_weight [V, D], out and grad_output [..., D]. Of
-// updates: indices [N] and values [N, D], the parts of a sparse gradient, which ascend and differ if
-// it is coalesced; states [V, D] or [V]. `padding_idx = -1` means "no padding row"; the Python layer resolves negative rows
-// before it calls.
+// updates: indices [N] and values [N, D], the parts of a sparse gradient, which ascend and differ
+// if it is coalesced; states [V, D] or [V]. `padding_idx = -1` means "no padding row"; the Python
+// layer resolves negative rows before it calls.
 #include <torch/library.h>
 
 TORCH_LIBRARY(embed_ext, m) {
@@ -37,12 +37,14 @@ TORCH_LIBRARY(embed_ext, m) {
       tags);
   m.def(
       "embedding_adagrad_(Tensor(a!) weight, Tensor(b!) sum, Tensor indices, Tensor values, "
-      "float lr, float weight_decay=0., float eps=1e-10, bool maximize=False, int? seed=None, bool coalesced=True) "
+      "float lr, float weight_decay=0., float eps=1e-10, bool maximize=False, int? seed=None, bool "
+      "coalesced=True) "
       "-> ()",
       tags);
   m.def(
       "embedding_adam_(Tensor(a!) weight, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, "
       "Tensor indices, Tensor values, float lr, float beta1, float beta2, float eps, "
-      "float weight_decay, bool decoupled, int step, bool maximize=False, int? seed=None, bool coalesced=True) -> ()",
+      "float weight_decay, bool decoupled, int step, bool maximize=False, int? seed=None, bool "
+      "coalesced=True) -> ()",
       tags);
 }
