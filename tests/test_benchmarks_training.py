@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from benchmarks.training.measure import BATCHES, Options, measure
 from benchmarks.training.report import NOTES, draw, render
 from benchmarks.training.trainers import (
     ADAM_CLIPPED,
-    CLIPPED,
+    EPS_CLIPPED,
     PLAIN,
     SGD_TWO_USES,
     SUBJECT,
@@ -28,6 +29,7 @@ from benchmarks.training.trainers import (
     Step,
     Trained,
     Trainer,
+    theirs,
 )
 from benchmarks.verify import WrongResult
 
@@ -113,13 +115,13 @@ def test_no_batch_is_looked_up_twice(method: str) -> None:
     assert len(set(rotation)) == len(rotation) == BATCHES * subject.step.uses
 
 
-def test_torch_does_not_clip_what_sparse_adam_takes() -> None:
-    """If it does one day, SparseAdam is to be measured with clipping too."""
+def test_sparse_adam_is_not_measured_with_clipping() -> None:
+    """With that eps it takes another step than Adam does, clipped or not."""
     assert [trainer.name for trainer in of(ADAM_CLIPPED)] == [SUBJECT, "torch, dense"]
-    (sparse,) = [trainer for trainer in of("Adam") if trainer.name == "torch, SparseAdam"]
-    clipped = replace(sparse, step=CLIPPED).build(torch.zeros(5, 2), 0.1)
-    with pytest.raises(NotImplementedError, match="Sparse"):
-        clipped.step([torch.tensor([1, 3])], torch.ones(2, 2))
+    sparse_adam = theirs(partial(torch.optim.SparseAdam, eps=EPS_CLIPPED), sparse=True)
+    subject = replace(of(ADAM_CLIPPED)[0], step=PLAIN)
+    with pytest.raises(WrongResult, match="SparseAdam moves an element by"):
+        list(measure(CASE, [subject, replace(subject, name="SparseAdam", make=sparse_adam)], QUICK))
 
 
 def results_of(folder: Path, *arguments: str) -> dict[str, Any]:

@@ -28,7 +28,8 @@ KIND = "training"
 # What a method's steps have that others have not.
 NOTES = {
     ADAM_CLIPPED: f"With `clip_grad_norm_` to a norm of {MAX_NORM:g} before `optimizer.step()`: "
-    f"{SUBJECT}'s own, and torch's, which clips no sparse gradient. `eps` is {EPS_CLIPPED:g}.",
+    f"{SUBJECT}'s own of the sparse gradient, and torch's of the dense one. `eps` is "
+    f"{EPS_CLIPPED:g}.",
     SGD_TWO_USES: "The table is looked up twice, by as many indices of its own each time, and one "
     "backward adds up the gradients of both.",
     SGD_CAUGHT_UP: f"Momentum {MOMENTUM:g}, weight decay {DECAY:g}, `embed_ext.optim.catch_up`: a "

@@ -179,7 +179,7 @@ TRAINERS = (
     Trainer(SUBJECT, "Adam", ours(embed_ext.optim.Adam)),
     Trainer("torch, SparseAdam", "Adam", theirs(torch.optim.SparseAdam, sparse=True)),
     Trainer("torch, dense", "Adam", theirs(torch.optim.Adam, sparse=False), True),
-    # torch clips no sparse gradient, so that its SparseAdam is not among these.
+    # SparseAdam is not among these: it adds eps elsewhere, which shows where eps is not small.
     Trainer(SUBJECT, ADAM_CLIPPED, ours(_adam_clipped(embed_ext.optim.Adam)), step=CLIPPED),
     Trainer(
         "torch, dense",
