@@ -245,4 +245,4 @@ def test_demo_runs_and_leaves_its_figures(tmp_path: Path) -> None:
     assert all(len(losses) == 12 for losses in figures["losses"].values())
     for name in names:
         assert set(figures["median_ms"][name]) == {*train.PHASES, "total"}
-        assert figures["memory_mib"][name]["peak_mib"] > figures["memory_mib"][name]["before_mib"]
+        assert figures["memory_mib"][name]["peak_mib"] >= figures["memory_mib"][name]["before_mib"]

@@ -43,6 +43,12 @@ void mark_coalesced(const at::Tensor& variable, const Rows& rows) {
   const auto accumulator = torch::autograd::impl::grad_accumulator(variable);
   const std::lock_guard<std::mutex> lock(mutex_of(static_cast<AccumulateGrad&>(*accumulator)));
   const at::Tensor grad = variable.grad();  // once: others may set it to None meanwhile
+  // Who was called with it by the accumulator may be coalescing it at this moment: DDP's all-reduce
+  // does, in a thread of its own.
+  const bool is_held = grad.use_count() > 2;  // beside the variable and here
+  if (is_held && !accumulator->post_hooks().empty()) {
+    return;
+  }
   if (is_plain(grad) && grad.layout() == at::kSparse && !grad.requires_grad() &&
       grad.unsafeGetTensorImpl()->allow_tensor_metadata_change() && !grad.is_coalesced() &&
       grad.sparse_dim() == 1 && grad._indices().is_contiguous() &&

@@ -79,6 +79,20 @@ def test_ddp_on_four_ranks() -> None:
     run_ranks(check_ddp, 4, "plain")
 
 
+def check_many_reductions() -> None:
+    table = embed_ext.Embedding(50, WIDTH, sparse=True, coalesced=True)
+    parallel = DistributedDataParallel(table)
+    for step in range(3000):
+        parallel.zero_grad()
+        parallel(make_indices((30,), 50, seed=step)).square().sum().backward()
+    assert table.weight.grad is not None
+
+
+def test_a_gradient_is_not_marked_while_it_is_reduced() -> None:
+    """The thread that reduces coalesces it, and dies of a mark that comes meanwhile."""
+    run_ranks(check_many_reductions, 1)
+
+
 def check_compiled() -> None:
     theirs, ours = nn.Embedding(NUM_ROWS, WIDTH), embed_ext.Embedding(NUM_ROWS, WIDTH)
     ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
