@@ -48,21 +48,23 @@ def empty_cache() -> int:
     return _C.empty_cache()
 
 
-def untouched_zeros(shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """Return zeros on the CPU that take up no memory until they are written to, page by page.
+def untouched_zeros(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return zeros that, on the CPU, take up no memory until they are written to, page by page.
 
     As the system maps them: of a state of ten million rows of which a thousand are ever used, a
-    thousand pages come to be. torch.zeros writes its zeros.
+    thousand pages come to be. torch.zeros, which makes those of other devices, writes its zeros.
 
     Example:
         >>> import torch
         >>> from embed_ext._memory import untouched_zeros
-        >>> untouched_zeros(torch.Size([1_000_000, 64]), torch.float32)[999_999].sum()
+        >>> shape = torch.Size([1_000_000, 64])
+        >>> untouched_zeros(shape, torch.float32, torch.device("cpu"))[999_999].sum()
         tensor(0.)
     """
     size = shape.numel() * dtype.itemsize
-    if size < _SMALLEST_UNTOUCHED or not hasattr(mmap, "MAP_ANONYMOUS"):  # as on Windows
-        return torch.zeros(shape, dtype=dtype, device="cpu")
+    is_mapped = device.type == "cpu" and hasattr(mmap, "MAP_ANONYMOUS")  # not on Windows
+    if size < _SMALLEST_UNTOUCHED or not is_mapped:
+        return torch.zeros(shape, dtype=dtype, device=device)
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):  # else some systems make 2 MiB of a row
         with contextlib.suppress(OSError):  # a kernel that has no huge pages

@@ -8,7 +8,7 @@ namespace {
 
 constexpr const char* kOp = "embedding_sgd_";
 
-// weight and momentum_buffer [V, D], indices [U], values [U, D]
+// weight and momentum_buffer [V, D], indices [N], values [N, D]
 void embedding_sgd_(const at::Tensor& weight, const std::optional<at::Tensor>& momentum_buffer,
                     const at::Tensor& indices, const at::Tensor& values, double lr,
                     double weight_decay, double momentum, double dampening, bool nesterov,

@@ -9,7 +9,7 @@ namespace {
 
 constexpr const char* kOp = "embedding_adagrad_";
 
-// weight [V, D], sum [V, D] or [V], indices [U], values [U, D]
+// weight [V, D], sum [V, D] or [V], indices [N], values [N, D]
 void embedding_adagrad_(const at::Tensor& weight, const at::Tensor& sum, const at::Tensor& indices,
                         const at::Tensor& values, double lr, double weight_decay, double eps,
                         bool maximize, std::optional<int64_t> seed, bool coalesced) {

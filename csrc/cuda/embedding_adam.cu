@@ -9,7 +9,7 @@ namespace {
 
 constexpr const char* kOp = "embedding_adam_";
 
-// weight and exp_avg [V, D], exp_avg_sq [V, D] or [V], indices [U], values [U, D]
+// weight and exp_avg [V, D], exp_avg_sq [V, D] or [V], indices [N], values [N, D]
 void embedding_adam_(const at::Tensor& weight, const at::Tensor& exp_avg,
                      const at::Tensor& exp_avg_sq, const at::Tensor& indices,
                      const at::Tensor& values, double lr, double beta1, double beta2, double eps,

@@ -21,6 +21,7 @@ from embed_ext._support import why_not
 from embed_ext.optim._missed_steps import Matrix
 from embed_ext.optim._state import (
     LOW_PRECISION,
+    dtype_beside,
     is_low_precision_table,
     lazy_zeros,
     step_seed,
@@ -287,7 +288,7 @@ class RowOptimizer(_Mixin):
             return lazy_zeros(table, per_row)
         if state.is_sparse:
             state = state.to_dense()
-        return state.to(torch.float64 if table.dtype == torch.float64 else torch.float32)
+        return state.to(dtype_beside(table))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what ``state_dict()`` of this class or of torch's returned.

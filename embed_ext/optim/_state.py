@@ -29,16 +29,18 @@ def is_low_precision_table(parameter: Tensor) -> bool:
     return why_not_by_rows(parameter) is None
 
 
+def dtype_beside(table: Tensor) -> torch.dtype:
+    """Return what rows are computed in, and states are: float64 for float64, else float32."""
+    return torch.float64 if table.dtype == torch.float64 else torch.float32
+
+
 def lazy_zeros(table: Tensor, per_row: bool = False) -> Tensor:
     """Return the state that a table [V, D] begins with: zeros [V, D], or [V] if `per_row`.
 
-    Float64 for float64, else float32. On the CPU a row's memory exists once the row is used.
+    On the CPU a row's memory exists once the row is used.
     """
-    dtype = torch.float64 if table.dtype == torch.float64 else torch.float32
     shape = table.shape[:1] if per_row else table.shape
-    if table.device.type == "cpu":
-        return untouched_zeros(shape, dtype)
-    return torch.zeros(shape, dtype=dtype, device=table.device)
+    return untouched_zeros(shape, dtype_beside(table), table.device)
 
 
 def step_seed(seed: int, position: int, step: int) -> int:

@@ -14,6 +14,7 @@ from embed_ext._memory import untouched_zeros
 from embed_ext.optim._missed_steps import Matrix, MissedSteps
 from embed_ext.optim._module_hook import ModuleHook
 from embed_ext.optim._row_step import RowOptimizer, RowStep
+from embed_ext.optim._state import dtype_beside
 
 __all__ = ["catch_up"]
 
@@ -85,11 +86,7 @@ class CatchUp:
 
     @torch.inference_mode(False)  # steps write to it, also if evaluation has made it
     def _begin(self, table: Tensor) -> _Table:
-        shape = torch.Size([len(table)])
-        if table.device.type == "cpu":
-            last = untouched_zeros(shape, torch.int32)
-        else:
-            last = torch.zeros(shape, dtype=torch.int32, device=table.device)
+        last = untouched_zeros(torch.Size([len(table)]), torch.int32, table.device)
         return _Table(MissedSteps(table.device), last, self._momentum(table) is None)
 
     def _begin_all(self) -> None:
@@ -156,7 +153,7 @@ class CatchUp:
         product = own.missed.since(last)  # [U, 2, 2] of (weight, momentum)
         decays = bool(product[:, 1, 0].any())  # an infinite weight times 0 is no number
         momentum = self._momentum(table)
-        wide = torch.float64 if table.dtype == torch.float64 else torch.float32
+        wide = dtype_beside(table)
         most = max(1, _MOST_ELEMENTS // max(1, table.size(1)))
         factors = product.to(wide).unsqueeze(-1)  # [U, 2, 2, 1]
         for some, factor in zip(torch.split(rows, most), torch.split(factors, most), strict=True):
