@@ -48,9 +48,15 @@ def random_rows(count: int, num_rows: int, seed: int = 0) -> Tensor:
 
 @every_method
 @every_dtype
-def test_rows_of_several_entries(device: str, dtype: torch.dtype, name: str) -> None:
-    update = make_update(METHODS[name], 50, 33, 0, dtype, device)
-    check(with_entries(update, random_rows(90, 50)))
+@pytest.mark.parametrize(
+    ("num_rows", "width", "count"),
+    [(50, 33, 90), (6000, 24, 8000)],  # the second for several threads, each with several tiles
+)
+def test_rows_of_several_entries(
+    device: str, num_rows: int, width: int, count: int, dtype: torch.dtype, name: str
+) -> None:
+    update = make_update(METHODS[name], num_rows, width, 0, dtype, device)
+    check(with_entries(update, random_rows(count, num_rows)))
 
 
 @every_method
@@ -64,14 +70,6 @@ def test_a_row_of_very_many_entries(device: str, name: str) -> None:
     indices = random_rows(5000, 40)
     indices[::2] = 7
     check(with_entries(make_update(METHODS[name], 40, 17, 0, device=device), indices))
-
-
-@every_method
-@every_dtype
-def test_many_rows(device: str, dtype: torch.dtype, name: str) -> None:
-    """Enough for several threads, of which each has several tiles."""
-    update = make_update(METHODS[name], 6000, 24, 0, dtype, device)
-    check(with_entries(update, random_rows(8000, 6000)))
 
 
 @every_method

@@ -14,9 +14,16 @@ from torch import Tensor, nn
 import embed_ext
 from embed_ext import optim
 from embed_ext.optim import catching_up
-from tests.common import assert_close, assert_same_bits, generator
+from tests.common import assert_close, assert_same_bits
+from tests.optim.catching_up import (
+    ROWS,
+    WIDTH,
+    make_tables,
+    momentum_sgd,
+    torchs_momentum_sgd,
+    train,
+)
 
-ROWS, WIDTH = 40, 6
 SGD_OPTIONS: dict[str, dict[str, Any]] = {
     "decay": {"weight_decay": 0.25},
     "momentum": {"momentum": 0.75},
@@ -24,31 +31,6 @@ SGD_OPTIONS: dict[str, dict[str, Any]] = {
     "dampening": {"weight_decay": 0.25, "momentum": 0.75, "dampening": 0.5, "maximize": True},
     "nesterov": {"weight_decay": 0.25, "momentum": 0.75, "nesterov": True},
 }
-
-
-def make_tables(
-    dtype: torch.dtype = torch.float64, device: str = "cpu"
-) -> tuple[embed_ext.Embedding, nn.Embedding]:
-    """The same table with sparse and with dense gradients."""
-    weight = torch.randn(ROWS, WIDTH, generator=generator(0), dtype=torch.float64)
-    weight = weight.to(device, dtype)
-    sparse = embed_ext.Embedding(ROWS, WIDTH, sparse=True, padding_idx=1, _weight=weight.clone())
-    return sparse, nn.Embedding(ROWS, WIDTH, padding_idx=1, _weight=weight)
-
-
-def train(
-    table: nn.Module, optimizer: torch.optim.Optimizer, batches: list[list[int]], seed: int = 0
-) -> list[Tensor]:
-    """A step a batch, by a loss that depends on the rows; returns what was looked up."""
-    outputs, device = [], next(table.parameters()).device
-    for number, batch in enumerate(batches):
-        optimizer.zero_grad()
-        output = table(torch.tensor(batch, dtype=torch.int64, device=device))
-        factor = torch.randn(WIDTH, generator=generator(seed + number), dtype=torch.float64)
-        (output.sin() * factor.to(device, output.dtype)).sum().backward()
-        optimizer.step()
-        outputs.append(output.detach())
-    return outputs
 
 
 BATCHES = st.lists(
@@ -156,14 +138,6 @@ def test_other_dtypes_to_rounding(dtype: torch.dtype) -> None:
     torch.testing.assert_close(
         sparse.weight.detach().double(), wide.weight.detach(), rtol=tolerance, atol=tolerance
     )
-
-
-def momentum_sgd(parameters: Any) -> optim.SGD:
-    return optim.SGD(parameters, lr=0.1, momentum=0.75, weight_decay=0.25)
-
-
-def torchs_momentum_sgd(parameters: Any) -> torch.optim.SGD:
-    return torch.optim.SGD(parameters, lr=0.1, momentum=0.75, weight_decay=0.25)
 
 
 def test_dense_gradients_in_between() -> None:

@@ -14,7 +14,7 @@ import embed_ext
 from embed_ext import optim
 from embed_ext.optim._missed_steps import MissedSteps
 from tests.common import assert_close, assert_same_bits, generator
-from tests.optim.test_catch_up import (
+from tests.optim.catching_up import (
     ROWS,
     WIDTH,
     make_tables,

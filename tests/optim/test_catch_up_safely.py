@@ -16,7 +16,7 @@ import embed_ext
 from embed_ext import optim
 from embed_ext.optim import catching_up
 from tests.common import assert_close, assert_same_bits
-from tests.optim.test_catch_up import (
+from tests.optim.catching_up import (
     ROWS,
     WIDTH,
     make_tables,
